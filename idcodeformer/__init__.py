@@ -1,0 +1,1 @@
+"""ID-CodeFormer: blind face restoration that keeps the person."""

@@ -1,0 +1,177 @@
+"""What flows through the core: frozen dataclasses of tensors.
+
+Images are RGB float in [0,1], NCHW (a single image: [3,H,W]). Points are (x, y) at pixel centres: the centre of the
+top-left pixel is (0, 0). Matrices are 2x3 and map image points to crop points.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Literal, Protocol, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import BadOption
+
+Order = Literal["size", "left_to_right", "score", "centre", "reference"]
+Keep = Literal["all", "largest", "centre", "indices", "mask"]
+Border = Literal["constant", "reflect"]
+GrayMode = Literal["auto", "force", "off"]
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One detected face: box [4] = x0,y0,x1,y1 in px; score a probability; landmarks [5,2] = left eye, right eye, nose,
+    left and right mouth corner, as seen in the picture. Tensors are float32 on the CPU."""
+
+    box: Tensor
+    score: float
+    landmarks: Tensor
+
+    @property
+    def eye_distance(self) -> float:
+        """px between the two eyes."""
+        return float((self.landmarks[0] - self.landmarks[1]).norm())
+
+    @property
+    def area(self) -> float:
+        """Box area in px^2."""
+        return float((self.box[2] - self.box[0]).clamp(min=0) * (self.box[3] - self.box[1]).clamp(min=0))
+
+
+Faces = tuple[Face, ...]  # the faces of one image; empty is normal
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Aligned faces of a batch of images and all that pasting them back needs."""
+
+    pixels: Tensor  # [N,3,S,S], [0,1]
+    matrices: Tensor  # [N,2,3] float32, image -> crop
+    image_index: Tensor  # [N] int64, which image each crop is from
+    image_sizes: tuple[tuple[int, int], ...]  # (height, width) of every image
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in px."""
+        return self.pixels.shape[-1]
+
+    def with_pixels(self, pixels: Tensor) -> "Crops":
+        return replace(self, pixels=pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """[N,D] L2-normalised vectors of one recogniser. Cosine similarity is the matrix product."""
+
+    vectors: Tensor
+    recogniser: str
+
+    def __len__(self) -> int:
+        return self.vectors.shape[0]
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """How faces are found and which are kept."""
+
+    confidence: float = 0.8  # probability, 0..1
+    min_eye_distance: float = 5.0  # px of the input image
+    max_faces: int = 0  # per image; 0 = no limit
+    order: Order = "size"
+    keep: Keep = "all"
+    indices: tuple[int, ...] = ()  # for keep="indices", in the chosen order
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.confidence <= 1:
+            raise BadOption(f"confidence is {self.confidence}; it must lie between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What restoring and pasting may be asked."""
+
+    w: float = 0.8  # fidelity, 0..1
+    adain: bool = True  # latent colour match, as the reference inference does
+    upscale: float = 1.0  # output px per input px
+    strength: float = 1.0  # 0..1, blend of the restored face with what was there
+    face_upsample: bool = False  # enlarge restored faces with the background upscaler before pasting
+    border: Border = "constant"
+    gray: GrayMode = "auto"
+    parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
+    batch_size: int = 0  # faces per forward; 0 = by free memory
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16)):
+            if not low <= getattr(self, name) <= high:
+                raise BadOption(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}.")
+
+
+@dataclass(frozen=True, eq=False)
+class FaceReport:
+    """One line for every face found. Scores are cosine similarities, None where not measured."""
+
+    image: int  # index of the image in the call
+    face: int  # index of the face in its image
+    box: tuple[float, float, float, float]
+    score: float
+    status: Literal["restored", "skipped"]
+    reason: str = ""  # why skipped, or what was done besides
+    w: float | None = None
+    id_sim_input: float | None = None  # restored face against the input crop
+    id_sim_before: float | None = None  # input crop against the reference photos
+    id_sim_after: float | None = None  # restored face against the reference photos
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """The result of FacePipeline: one entry per input image where a tuple, one per restored face where Crops."""
+
+    images: tuple[Tensor, ...]  # [3, round(H*upscale), round(W*upscale)]
+    masks: tuple[Tensor, ...]  # [1, ...] same size: share of each pixel that was replaced
+    faces: tuple[Faces, ...]
+    crops_in: Crops
+    crops_out: Crops
+    report: tuple[FaceReport, ...] = field(default=())
+
+
+Progress = Callable[[int, int, str], None]  # (done, total, what); may raise to cancel
+Upscaler = Callable[[Tensor], Tensor]  # [N,3,H,W] -> [N,3,k*H,k*W]
+
+
+class Detector(Protocol):
+    """Images (a list of [3,H,W], any sizes) -> the faces of each."""
+
+    def __call__(self, images: Sequence[Tensor], options: DetectOptions = ...) -> tuple[Faces, ...]: ...
+
+
+class Restorer(Protocol):
+    """Crops [N,3,S,S] in [0,1] -> the same, restored. ``size`` is S."""
+
+    size: int
+
+    def __call__(self, pixels: Tensor, options: RestoreOptions = ..., progress: Progress | None = None) -> Tensor: ...
+
+
+class Recogniser(Protocol):
+    """FFHQ-aligned crops [N,3,S,S] (with true landmarks where known) -> Embeddings."""
+
+    name: str
+
+    def __call__(self, pixels: Tensor) -> Embeddings: ...
+
+
+def empty_crops(size: int, image_sizes: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Crops:
+    """Crops of no face at all."""
+    return Crops(
+        torch.zeros(0, 3, size, size, device=device),
+        torch.zeros(0, 2, 3, device=device),
+        torch.zeros(0, dtype=torch.int64, device=device),
+        tuple(image_sizes),
+    )
