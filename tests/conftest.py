@@ -1,0 +1,51 @@
+"""What every test starts from: no network, no user cache, few threads, and the marks that ask for something."""
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs = {
+        "gpu": (torch.cuda.is_available(), "needs CUDA"),
+        "comfy": (bool(os.environ.get("COMFYUI_DIR")), "needs COMFYUI_DIR"),
+        "parity": (bool(os.environ.get("IDCODEFORMER_PARITY")), "needs IDCODEFORMER_PARITY"),
+    }
+    for item in items:
+        for mark, (there, reason) in needs.items():
+            if item.get_closest_marker(mark) and not there:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees neither the weights this user has downloaded nor the network."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.delenv("IDCODEFORMER_MODELS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    real_connect = socket.socket.connect
+
+    def connect(self: socket.socket, address):  # type: ignore[no-untyped-def]
+        local = self.family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not local:
+            raise OSError(f"tests do not use the network ({address})")
+        return real_connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
