@@ -44,6 +44,34 @@ def fit_similarity(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
     return np.hstack([rotation, (dst_c - rotation @ src_c)[:, None]])
 
 
+def fit_lmeds(landmarks: Tensor, size: int = 512) -> Tensor:
+    """Similarities [N,2,3] float32 (on the CPU) taking face points [N,5,2] to the FFHQ template of a ``size`` px crop.
+
+    Least median of squares, as the reference aligns (``cv2.estimateAffinePartial2D``, method LMEDS; Rousseeuw 1984): a
+    least-squares fit follows outlier points and ends up to 5 crop px elsewhere. Fitted at 512 and scaled, so that every
+    size shows the same part of the picture. Points that LMEDS cannot fit (coincident, say) get the least-squares map.
+    """
+    import cv2
+
+    points = landmarks.detach().double().cpu().numpy()
+    fits = np.zeros((len(points), 2, 3))
+    for i, face in enumerate(points):
+        # OpenCV meets points that all coincide with a failed assertion instead of a missing result.
+        degenerate = not np.isfinite(face).all() or np.ptp(face, axis=0).max() < 1e-6
+        fit = None if degenerate else cv2.estimateAffinePartial2D(face, FFHQ_512, method=cv2.LMEDS)[0]
+        if fit is None or not np.isfinite(fit).all() or abs(np.linalg.det(fit[:, :2])) < 1e-12:
+            fit = fit_similarity(np.nan_to_num(face), FFHQ_512)
+        fits[i] = rescale(fit, size / 512)
+    return torch.from_numpy(fits).float()
+
+
+def rescale(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """The map [2,3] whose target is ``factor`` times as large; pixel centres stay pixel centres."""
+    scaled = matrix * factor
+    scaled[:, 2] += 0.5 * factor - 0.5
+    return scaled
+
+
 def invert(matrices: Tensor) -> Tensor:
     """Inverse of affine maps [N,2,3]."""
     linear = torch.linalg.inv(matrices[..., :2])
