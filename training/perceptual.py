@@ -49,7 +49,7 @@ class PerceptualDistance(nn.Module):
     """Weighted squared difference of unit-length features at five depths: ``net(a, b) -> [N]``.
 
     ``a`` is [N,3,H,W] RGB in [-1,1]; ``b`` is the same, or what ``reference_features`` returned, so that the features
-    of fixed targets cost no gradient and may be kept. Frozen, always in eval mode, differentiable with respect to ``a``.
+    of fixed targets cost no gradient and may be kept. Frozen, always in eval mode, differentiable in ``a``.
     """
 
     label = ""
