@@ -71,7 +71,7 @@ class IResNet(EmbeddingNet):
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU(width)
-        for i, (units, cout) in enumerate(zip(cfg.layers, cfg.widths), 1):
+        for i, (units, cout) in enumerate(zip(cfg.layers, cfg.widths, strict=True), 1):
             stage = [IResUnit(width if k == 0 else cout, cout, 2 if k == 0 else 1) for k in range(units)]
             self.add_module(f"layer{i}", nn.Sequential(*stage))
             width = cout
@@ -132,9 +132,10 @@ class IRSE50(EmbeddingNet):
         self.input_size = self.input_width = cfg.input_size
         self.embedding_dim = cfg.embedding_dim
         width = cfg.widths[0]
-        self.input_layer = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
+        stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.input_layer = nn.Sequential(stem, nn.BatchNorm2d(width), nn.PReLU(width))
         units = []
-        for repeats, cout in zip(cfg.layers, cfg.widths):
+        for repeats, cout in zip(cfg.layers, cfg.widths, strict=True):
             units += [IRSEUnit(width if k == 0 else cout, cout, 2 if k == 0 else 1) for k in range(repeats)]
             width = cout
         self.body = nn.Sequential(*units)
@@ -186,7 +187,7 @@ class ResNet18Gray(EmbeddingNet):
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU()
         self.maxpool = nn.MaxPool2d(2, 2)
-        for i, (units, cout) in enumerate(zip(cfg.layers, cfg.widths), 1):
+        for i, (units, cout) in enumerate(zip(cfg.layers, cfg.widths, strict=True), 1):
             stride = 1 if i == 1 else 2  # the pooling above has halved once
             stage = [GrayUnit(width if k == 0 else cout, cout, stride if k == 0 else 1) for k in range(units)]
             self.add_module(f"layer{i}", nn.Sequential(*stage))
@@ -232,7 +233,7 @@ def gray_config(state: dict[str, Tensor]) -> IResNetConfig:
 def irse_config(state: dict[str, Tensor]) -> IResNetConfig:
     """The config of ``recognition_arcface_ir_se50.pth``'s keys, read off tensor shapes.
 
-    A stage begins where the channels change; the first stage begins at once. Two stages of equal width would look like one.
+    A stage begins where the channels change. Two stages of equal width would look like one.
     """
     layers: list[int] = []
     widths: list[int] = []

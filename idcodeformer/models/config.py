@@ -1,8 +1,9 @@
 """The frozen config dataclasses' common ground: to and from plain JSON values."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Mapping
+from typing import Any
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # ITU-R BT.601 luma, as GFPGAN's gray r
 
 
 class EmbeddingNet(nn.Module):
-    """Base of the recognisers: ``net(x)`` with x [N,3,S,S] RGB in [-1,1], a face crop on ArcFace's 112 template (any S).
+    """Base of the recognisers: ``net(x)`` with x [N,3,S,S] RGB in [-1,1], crops on ArcFace's 112 template (any S).
 
     Returns [N,embedding_dim], not normalised. Differentiable in x. Subclasses set the attributes and write ``embed``.
     """

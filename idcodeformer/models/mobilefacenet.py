@@ -2,7 +2,7 @@
 
 Source: Chen et al. 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices"
 (table 1). Two sets of state-dict keys exist in public files and both are read: the PyTorch network with batch norms
-(``MobileFaceNet``, also the one to train), and the TensorFlow network whose batch norms are folded into the convolutions
+(``MobileFaceNet``, also the one to train), and the TensorFlow network with batch norms folded into the convolutions
 (``FoldedMobileFaceNet``).
 """
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MobileFaceNetConfig(NetworkConfig):
 class _ConvNorm(nn.Module):
     """Convolution, batch norm and, unless linear, PReLU."""
 
-    def __init__(self, cin: int, cout: int, kernel, stride: int = 1, padding: int = 0, groups: int = 1, linear: bool = False):
+    def __init__(self, cin: int, cout: int, kernel, stride: int = 1, padding: int = 0, groups: int = 1, linear=False):
         super().__init__()
         self.conv = nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(cout)
@@ -79,7 +79,7 @@ class _Bottleneck(nn.Module):
 
 
 class MobileFaceNet(EmbeddingNet):
-    """The trainable network, with the keys of github Xiaoccer/MobileFaceNet_Pytorch (whose file wants input_width=96)."""
+    """The trainable network, with the keys of Xiaoccer/MobileFaceNet_Pytorch (whose own file has input_width=96)."""
 
     def __init__(self, cfg: MobileFaceNetConfig = MobileFaceNetConfig()):
         super().__init__()
@@ -105,7 +105,7 @@ class MobileFaceNet(EmbeddingNet):
 class _SameConv(nn.Module):
     """Convolution padded as TensorFlow's "SAME" (the odd pixel right and below) and, unless linear, PReLU."""
 
-    def __init__(self, cin: int, cout: int, kernel=1, stride: int = 1, groups: int = 1, linear: bool = False, valid: bool = False):
+    def __init__(self, cin: int, cout: int, kernel=1, stride: int = 1, groups: int = 1, linear=False, valid=False):
         super().__init__()
         self.conv = nn.Conv2d(cin, cout, kernel, stride, groups=groups)
         self.act = None if linear else nn.PReLU(cout)
@@ -138,7 +138,7 @@ class _FoldedBottleneck(nn.Module):
 
 
 class FoldedMobileFaceNet(EmbeddingNet):
-    """The TensorFlow network of the public ``MobileFaceNet.tflite`` (192 numbers), batch norms folded: not for training."""
+    """The network of the public ``MobileFaceNet.tflite`` (192 numbers), batch norms folded: not for training."""
 
     def __init__(self, cfg: MobileFaceNetConfig = MobileFaceNetConfig(embedding_dim=192)):
         super().__init__()

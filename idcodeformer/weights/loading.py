@@ -1,0 +1,224 @@
+"""From a weight file to a network, and back: which architecture, which size, strict load, atomic save."""
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CorruptWeights, UnsupportedWeights
+from ..models import arcface, mobilefacenet
+from ..models.codeformer import CodeFormer, CodeFormerConfig
+from ..models.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
+from . import recovery
+from .reading import read_state, strip_prefix
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network this package knows: how its tensors look, what its config is, how it is built."""
+
+    name: str  # as written to the metadata of our files
+    kind: str  # what it is for: codeformer, vqgan, discriminator, retinaface, parsenet, recogniser
+    keys: tuple[str, ...]  # state-dict keys that it alone has together
+    recover: Callable[[State], Any]
+    construct: Callable[[Any], nn.Module]
+    config_from_dict: Callable[[Mapping[str, Any]], Any] = dict
+    on_meta: bool = True  # may be built without memory and then given the file's tensors
+
+
+def _facexlib(module: str, name: str) -> type[nn.Module]:
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"facexlib.{module}"), name)
+    except ImportError as exc:
+        raise ImportError(f"{name} comes from facexlib, which is not installed. Run: pip install facexlib") from exc
+
+
+def _retinaface(config: Mapping[str, Any]) -> nn.Module:
+    cls = _facexlib("detection.retinaface", "RetinaFace")
+    with warnings.catch_warnings():  # facexlib names a torchvision argument by its old name; nothing is downloaded
+        warnings.simplefilter("ignore")
+        return cls(**config, device=torch.device("cpu"))
+
+
+def _parsenet(config: Mapping[str, Any]) -> nn.Module:
+    return _facexlib("parsing.parsenet", "ParseNet")(**config)
+
+
+_IRESNET = arcface.IResNetConfig.from_dict
+_MOBILE = mobilefacenet.MobileFaceNetConfig.from_dict
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
+        "CodeFormer", "codeformer", ("position_emb", "ft_layers.0.linear1.weight", "quantize.embedding.weight"),
+        recovery.codeformer_config, CodeFormer, CodeFormerConfig.from_dict,
+    ),
+    Architecture(
+        "VQAutoEncoder", "vqgan", ("encoder.blocks.0.weight", "quantize.embedding.weight", "generator.blocks.0.weight"),
+        recovery.vqgan_config, VQAutoEncoder, VQGANConfig.from_dict,
+    ),
+    Architecture(
+        "PatchDiscriminator", "discriminator", ("main.0.weight", "main.2.weight", "main.3.weight"),
+        recovery.discriminator_config, lambda config: PatchDiscriminator(**config),
+    ),
+    Architecture(
+        "RetinaFace", "retinaface", ("BboxHead.0.conv1x1.weight", "LandmarkHead.0.conv1x1.weight"),
+        recovery.retinaface_config, _retinaface, on_meta=False,
+    ),
+    Architecture(
+        "ParseNet", "parsenet", ("encoder.0.conv2d.weight", "out_mask_conv.conv2d.weight"),
+        recovery.parsenet_config, _parsenet,
+    ),
+    Architecture(
+        "IResNet", "recogniser", ("conv1.weight", "layer1.0.bn1.weight", "fc.weight", "features.weight"),
+        arcface.iresnet_config, arcface.IResNet, _IRESNET,
+    ),
+    Architecture(
+        "IRSE50", "recogniser", ("input_layer.0.weight", "body.0.res_layer.5.fc1.weight", "output_layer.3.weight"),
+        arcface.irse_config, arcface.IRSE50, _IRESNET,
+    ),
+    Architecture(
+        "ResNet18Gray", "recogniser", ("conv1.weight", "layer1.0.bn0.weight", "fc5.weight", "bn5.weight"),
+        arcface.gray_config, arcface.ResNet18Gray, _IRESNET,
+    ),
+    Architecture(
+        "MobileFaceNet", "recogniser", ("dw_conv1.conv.weight", "linear7.conv.weight", "linear1.conv.weight"),
+        mobilefacenet.mobilefacenet_config, mobilefacenet.MobileFaceNet, _MOBILE,
+    ),
+    Architecture(
+        "FoldedMobileFaceNet", "recogniser", ("stem.conv.weight", "gdc.conv.weight", "fc2.conv.weight"),
+        mobilefacenet.mobilefacenet_config, mobilefacenet.FoldedMobileFaceNet, _MOBILE,
+    ),
+)  # fmt: skip
+KINDS = tuple(dict.fromkeys(a.kind for a in ARCHITECTURES))
+
+
+def detect(state: State) -> Architecture:
+    """Which network the tensors belong to, by their names. Raises UnsupportedWeights."""
+    for architecture in ARCHITECTURES:
+        if all(key in state for key in architecture.keys):
+            return architecture
+    some, known = ", ".join(list(state)[:3]), ", ".join(a.name for a in ARCHITECTURES)
+    raise UnsupportedWeights(f"the tensors ({len(state)}: {some} ...) belong to no network known here ({known}).")
+
+
+def build(
+    source: str | os.PathLike | State, kind: str | None = None, metadata: Mapping[str, str] | None = None
+) -> nn.Module:
+    """The network of a weight file (or of a state dict with its ``metadata``): float32, CPU, eval mode.
+
+    The architecture is told by the tensors' names, the config by the metadata's ``config`` JSON or else by shapes;
+    loading is strict. ``kind`` (one of KINDS) refuses every other network. The result carries ``weights_metadata`` and,
+    in facexlib's classes too, ``config``. Raises MissingWeights, CorruptWeights, UnsafeWeights, UnsupportedWeights;
+    ImportError where facexlib is needed and missing.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+    if isinstance(source, Mapping):
+        where, state, metadata = "The state dict", strip_prefix(source), dict(metadata or {})
+    else:
+        where = str(source)
+        state, metadata = read_state(source)
+    try:
+        architecture = detect(state)
+        if kind is not None and architecture.kind != kind:
+            raise UnsupportedWeights(f"this is {architecture.name} ({architecture.kind}), not a {kind}.")
+        module = _construct(architecture, state, metadata)
+        _fill(module, state, architecture.on_meta)
+    except UnsupportedWeights as exc:
+        raise UnsupportedWeights(f"{where}: {exc}") from exc
+    except CorruptWeights as exc:
+        raise CorruptWeights(f"{where}: {exc}") from exc
+    module.weights_metadata = metadata
+    return module.eval()
+
+
+def _construct(architecture: Architecture, state: State, metadata: Mapping[str, str]) -> nn.Module:
+    try:
+        if "config" in metadata and metadata.get("architecture", architecture.name) == architecture.name:
+            config = architecture.config_from_dict(json.loads(metadata["config"]))
+        else:
+            config = architecture.recover(state)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as exc:
+        raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({exc}).") from exc
+    with torch.device("meta" if architecture.on_meta else "cpu"):
+        module = architecture.construct(config)
+    if not hasattr(module, "config"):
+        module.config = config
+    return module
+
+
+def _fill(module: nn.Module, state: State, assign: bool) -> None:
+    """Strict load in float32. Batch-norm step counters, which some files drop, are not missed."""
+    own = module.state_dict()
+    given = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    for key in own:
+        if key.endswith("num_batches_tracked") and key not in given:
+            given[key] = torch.zeros((), dtype=torch.int64)
+    problems = [f"missing {k}" for k in own if k not in given] + [f"unexpected {k}" for k in given if k not in own]
+    for key, value in own.items():
+        if key in given and given[key].shape != value.shape:
+            problems.append(f"{key} is {list(given[key].shape)} instead of {list(value.shape)}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UnsupportedWeights(f"the tensors do not fit {type(module).__name__}: {'; '.join(problems[:3])}{more}.")
+    bad = next((k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()), None)
+    if bad is not None:
+        raise CorruptWeights(f"{bad} holds NaN or infinity. Download the file again.")
+    module.load_state_dict(given, strict=True, assign=assign)
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """A module's config as JSON values."""
+    config = getattr(module, "config", None)
+    if config is None and isinstance(module, PatchDiscriminator):
+        return recovery.discriminator_config(module.state_dict())
+    if config is None:
+        raise UnsupportedWeights(f"{type(module).__name__} has no config to write beside its weights.")
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def save(
+    module: nn.Module,
+    path: str | os.PathLike,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a .safetensors file that ``build`` reads back without guessing; whole or not at all (atomic rename).
+
+    ``metadata`` adds texts (licence, data, ...) to ``architecture`` and ``config``. ``dtype`` (e.g. torch.float16)
+    applies to weights of two and more dimensions; biases and norms, small and touchy, stay as they are.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    texts = {"format": "pt", "architecture": type(module).__name__, "config": json.dumps(config_of(module))}
+    texts.update(metadata or {})
+    state = {}
+    for key, value in module.state_dict().items():
+        value = value.detach().cpu()
+        narrow = dtype is not None and value.is_floating_point() and value.ndim > 1
+        state[key] = (value.to(dtype) if narrow else value).contiguous().clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(state, str(partial), metadata=texts)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+__all__ = ["ARCHITECTURES", "KINDS", "Architecture", "build", "config_of", "detect", "read_state", "save"]

@@ -1,0 +1,155 @@
+"""Reading a weight file without running anything that is in it.
+
+Formats are told by content, never by suffix: safetensors, torch's zip and legacy pickles, ONNX. A pickle is walked
+through with harmless stand-ins first, so that a file asking for anything but tensors is refused by name whatever other
+programs in the process have told torch to trust.
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedWeights
+
+CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
+SAFE_GLOBALS = frozenset(
+    [("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage")]
+    + [("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "parameter")]
+    + [("torch", f"{t}Storage") for t in "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()]
+    + [("torch", t) for t in "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()]
+)
+
+
+def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (CPU, as stored) and text metadata of a .safetensors, .pth or .onnx file.
+
+    The weights are found under ``params_ema``, ``params``, ``state_dict``, ``model`` or bare, and lose a ``module.``
+    prefix. A ``config`` mapping beside them becomes metadata. ONNX gives arcface_torch's keys (see ``onnx_reader``).
+    Raises MissingWeights, CorruptWeights, UnsafeWeights or UnsupportedWeights, each naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeights(f"There is no file {path}.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    _refuse_impostors(path, head)
+    if _is_safetensors(head):
+        return _read_safetensors(path)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return _read_torch(path)
+    if path.suffix.lower() == ".onnx":
+        from .onnx_reader import read_onnx
+
+        return read_onnx(path)
+    raise CorruptWeights(f"{path} is not a weight file (neither safetensors, nor torch, nor ONNX). Download it again.")
+
+
+def _refuse_impostors(path: Path, head: bytes) -> None:
+    if not head:
+        raise CorruptWeights(f"{path} is empty (0 bytes). Delete it and download it again.")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CorruptWeights(f"{path} is a web page saved under this name, not weights. Download the file itself.")
+    if text.startswith(b"version https://git-lfs"):
+        raise CorruptWeights(f"{path} is a Git LFS pointer, not weights. Run 'git lfs pull' or download the file.")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, ValueError) as exc:
+        raise CorruptWeights(f"{path} is damaged or cut off ({exc}). Download it again.") from exc
+    return strip_prefix(state), metadata
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with path.open("rb") as file:
+            for stream in _pickles(file):
+                _refuse_unsafe(stream, path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnsafeWeights, OSError):
+        raise
+    except Exception as exc:  # pickle and zip readers raise a dozen kinds on damaged input; all mean the same here
+        detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+        raise CorruptWeights(f"{path} is damaged or cut off ({detail}). Download it again.") from exc
+    return _unwrap(loaded, path)
+
+
+def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
+    """Every pickle stream of a torch file: data.pkl of a zip, or the five in a row of the legacy format."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".pkl")]
+            if not names:
+                raise zipfile.BadZipFile("a zip without data.pkl")
+            for name in names:
+                yield io.BytesIO(archive.read(name))
+        return
+    file.seek(0)
+    if file.read(2) == b"PK":
+        raise zipfile.BadZipFile("the end of the archive is missing")
+    file.seek(0)
+    for _ in range(5):  # magic number, protocol, system, the object, storage keys; the rest is raw numbers
+        yield file
+
+
+def _refuse_unsafe(stream: BinaryIO, path: Path) -> None:
+    """Walk a pickle with stand-ins for what is allowed; nothing of the file's choosing is ever imported or called."""
+
+    class StandIn:
+        def __new__(cls, *_: Any, **__: Any):
+            return object.__new__(cls)
+
+        def __setstate__(self, _: Any) -> None:
+            pass
+
+    class Walker(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in SAFE_GLOBALS:
+                raise UnsafeWeights(
+                    f"{path} is refused: its pickle asks for {module}.{name}, which is not part of a tensor. "
+                    "Nothing was executed. Get the file from its publisher, or as .safetensors."
+                )
+            return OrderedDict if name == "OrderedDict" else StandIn
+
+        def persistent_load(self, _: Any) -> Any:
+            return StandIn()
+
+    Walker(stream).load()
+
+
+def _unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not isinstance(loaded, Mapping):
+        raise UnsupportedWeights(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors.")
+    found = next((loaded[k] for k in CONTAINERS if isinstance(loaded.get(k), Mapping)), loaded)
+    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not state:
+        raise UnsupportedWeights(f"{path} holds no tensors, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}.")
+    metadata = {k: loaded[k] for k in ("architecture", "licence") if isinstance(loaded.get(k), str)}
+    if isinstance(loaded.get("config"), Mapping):
+        metadata["config"] = json.dumps(loaded["config"])
+    return strip_prefix(state), metadata
+
+
+def strip_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
+    """Without the prefix that torch's data-parallel wrappers add."""
+    return {k[len(prefix) :] if k.startswith(prefix) else k: v for k, v in state.items()}
