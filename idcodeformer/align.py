@@ -1,7 +1,7 @@
 """Faces of a batch of pictures -> aligned crops, all at once on the device of the pictures."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """One check at the door of everything that reads pictures."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,4 +40,5 @@ def _check_values(batch: list[Tensor]) -> None:
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise BadImage(f"Image {number} holds NaN or infinite pixels; repair the step that made it.")
         if max(abs(low), abs(high)) > _BRIGHTEST:
-            raise BadImage(f"Image {number} reaches {max(low, high, key=abs):g}; pixels must lie in 0..1, divide by 255.")
+            reached = max(low, high, key=abs)
+            raise BadImage(f"Image {number} reaches {reached:g}; pixels must lie in 0..1, divide by 255.")

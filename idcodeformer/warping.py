@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def warp(
         plans = {i: _plan(inverses[i], size, image.shape[-2:], border, antialias) for i in faces}
         for group in _groups(plans, size):
             crops = _sample(image, [plans[i] for i in group], size, border, fill)
-            pieces.update(zip(group, crops))
+            pieces.update(zip(group, crops, strict=True))
     return torch.stack([pieces[i] for i in range(len(indices))])
 
 
