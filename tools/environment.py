@@ -91,7 +91,8 @@ def venv_python(venv):
 def install(venv, files):
     """pip install what the files name, with every torch that is visible already kept as it is."""
     python = venv_python(venv)
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-q"]
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    command += [] if sys.stdout.isatty() else ["-q"]
     for file in files:
         command += ["-r", str(file)]
     status, version = ask(python, "from importlib.metadata import version; print(version('torch'))")
@@ -108,7 +109,8 @@ def install(venv, files):
     status, said = ask(python, PAIR_CHECK)
     if status != 0:
         raise SetupError(
-            f"{ask(python, PAIR_VERSIONS)[1]} in {venv} do not work together ({said}); install the torchvision made for this torch, then repeat."
+            f"{ask(python, PAIR_VERSIONS)[1]} in {venv} do not work together ({said}); "
+            "install the torchvision made for this torch, then repeat."
         )
 
 
