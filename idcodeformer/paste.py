@@ -1,0 +1,228 @@
+"""Restored crops -> pictures: sampled, masked and blended on the device, only where a face is.
+
+The arithmetic of one output pixel with background b, restored face c and mask m is b + m * (c - b), as in the reference.
+Differences from it, all on purpose: the matrices are applied at pixel centres at every upscale (the reference is half an
+output pixel off above 1); a face that shrinks is anti-aliased; where faces overlap the result does not depend on
+their order; nothing is rounded to 8 bit on the way.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import masks
+from .errors import BadImage, BadOption
+from .regions import Box, Group, PastePlan, Region, overlap, plan_paste
+from .types import Crops, Progress, RestoreOptions, Upscaler
+
+_TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
+_UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
+_NEAR = 0.2  # of the crop's side: how far from a face's centre it gives way to a neighbour's crop
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One face, ready to be sampled. Its colour at a pixel is the sample of ``source`` plus ``kept`` * background."""
+
+    source: Tensor  # [3,s,s]
+    kept: Tensor  # scalar
+    parsed: Tensor | None  # [1,q,q]
+
+
+def paste(
+    images: Tensor | Sequence[Tensor],
+    crops: Crops,
+    restored: Tensor,
+    options: RestoreOptions = RestoreOptions(),
+    parser=None,
+    user_masks: Sequence[Tensor | None] | None = None,
+    background: Upscaler | Sequence[Tensor] | None = None,
+    progress: Progress | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
+
+    Returns the images [3,round(H*upscale),round(W*upscale)] and masks [1,...] of the share of each pixel that was replaced,
+    on the devices of ``images``. ``parser(restored) -> labels [N,S,S]`` limits each face to ``options.parse_classes``.
+    ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already enlarged, or a callable
+    [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with ``options.face_upsample``); None = bicubic.
+    A crop that restoring changed by less than half a grey level on average leaves its place as it was.
+    """
+    plan = plan_paste(crops, options.upscale)
+    parsed = None
+    if parser is not None and len(crops):
+        parsed = masks.parse_mask(parser(restored), options.parse_classes)
+    return paste_planned(images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress)
+
+
+def paste_planned(
+    images: Tensor | Sequence[Tensor],
+    plan: PastePlan,
+    pixels: Tensor,
+    restored: Tensor,
+    options: RestoreOptions = RestoreOptions(),
+    parsed: Tensor | None = None,
+    user_masks: Sequence[Tensor | None] | None = None,
+    background: Upscaler | Sequence[Tensor] | None = None,
+    progress: Progress | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``paste`` after the host has done its part: from here on nothing waits for the device.
+
+    ``pixels`` [N,3,S,S] are the crops before restoring, ``parsed`` [N,1,Q,Q] comes from ``masks.parse_mask``.
+    """
+    _check(images, plan, pixels, restored, user_masks, background)
+    kept = _untouched(pixels, restored)
+    enlarge = background if callable(background) and options.face_upsample else None
+    out: list[Tensor] = []
+    shares: list[Tensor] = []
+    for number, (image, size, groups) in enumerate(zip(images, plan.sizes, plan.groups)):
+        if background is None or callable(background):
+            canvas = enlarged(image.to(restored.device), size, background)
+        else:
+            canvas = background[number].to(restored.device, torch.float32, copy=True)
+        own = None if user_masks is None else user_masks[number]
+        limit = None if own is None else masks.user_mask(own.to(restored.device), size, number)
+        share = torch.zeros(1, *size, device=restored.device)
+        for group in groups:
+            layers = {r.face: _layer(r, pixels, restored, kept, parsed, enlarge, plan.crop_size) for r in group.regions}
+            for tile in _tiles(group.box):
+                _blend(canvas, share, tile, group, layers, limit, plan.crop_size, options)
+        out.append(canvas.to(image.device))
+        shares.append(share.to(image.device))
+        if progress:
+            progress(number + 1, len(plan.sizes), "pasting")
+    return tuple(out), tuple(shares)
+
+
+def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:
+    """A copy of ``image`` [3,H,W] at ``size`` = (height, width): by ``upscaler``, then bicubic to the exact size."""
+    if upscaler is None and tuple(image.shape[1:]) == tuple(size):
+        return image.float().clone()
+    picture = image[None].float()
+    if upscaler is not None:
+        picture = upscaler(picture).to(image.device, torch.float32)
+        if picture.ndim != 4 or picture.shape[:2] != (1, 3):
+            raise BadImage(f"The upscaler returned {list(picture.shape)}; it must return [1,3,k*H,k*W].")
+    if tuple(picture.shape[2:]) != tuple(size):
+        picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
+    return picture[0].clamp(0, 1)
+
+
+def _untouched(pixels: Tensor, restored: Tensor) -> Tensor:
+    """[N] 1 for a face that restoring left alone, 0 for every other; a soft step, decided on the device.
+
+    Sampling a crop and sampling it back costs sharpness. Where nothing was restored that would be the only effect, so
+    such a face gets back what sampling lost; a restored one never does, it would bring back the input's noise.
+    """
+    if restored.shape != pixels.shape:
+        return torch.zeros(len(restored), device=restored.device)
+    change = (restored - pixels).abs().mean((1, 2, 3))
+    return (2 - change / _UNTOUCHED).clamp(0, 1)
+
+
+def _layer(
+    region: Region,
+    pixels: Tensor,
+    restored: Tensor,
+    kept: Tensor,
+    parsed: Tensor | None,
+    enlarge: Upscaler | None,
+    crop_size: int,
+) -> _Layer:
+    """The crop at about the density of the output. Sampling is linear: one sampling serves the face and what it lost."""
+    i = region.face
+    source, own = restored[i].float(), kept[i]
+    if enlarge is not None:
+        source, own = enlarge(source[None])[0].to(restored.device), torch.zeros_like(own)
+    elif restored.shape == pixels.shape:
+        source = source - own * pixels[i]
+    side = round(crop_size / region.density)
+    if side < source.shape[-1]:
+        source = F.interpolate(source[None], (max(side, 1),) * 2, mode="bilinear", antialias=True)[0]
+    return _Layer(source, own, None if parsed is None else parsed[i])
+
+
+def _tiles(box: Box) -> list[Box]:
+    x0, y0, x1, y1 = box
+    rows = max(1, _TILE // (x1 - x0))
+    return [(x0, y, x1, min(y + rows, y1)) for y in range(y0, y1, rows)]
+
+
+def _blend(
+    canvas: Tensor,
+    share: Tensor,
+    tile: Box,
+    group: Group,
+    layers: dict[int, _Layer],
+    limit: Tensor | None,
+    crop_size: int,
+    options: RestoreOptions,
+) -> None:
+    """Write one tile. Overlapping faces are averaged by mask and nearness to their centres; what is not covered by any,
+    1 - cover = product of (1 - mask), stays background: no order enters."""
+    x0, y0, x1, y1 = tile
+    under = canvas[:, y0:y1, x0:x1].clone()
+    colour, weight, bare = torch.zeros_like(under), torch.zeros_like(under[:1]), torch.ones_like(under[:1])
+    for region in group.regions:
+        part = overlap(region.box, tile)
+        if part is None:
+            continue
+        a, b, c, d = part[1] - y0, part[3] - y0, part[0] - x0, part[2] - x0
+        face, mask, near = _sample(layers[region.face], region, part, crop_size, options.upscale, under[:, a:b, c:d])
+        if limit is not None:
+            mask = torch.minimum(mask, limit[:, part[1] : part[3], part[0] : part[2]])
+        colour[:, a:b, c:d] += near * mask * face
+        weight[:, a:b, c:d] += near * mask
+        bare[:, a:b, c:d] *= 1 - mask
+    cover = options.strength * (1 - bare)
+    canvas[:, y0:y1, x0:x1] = (under + cover * (colour / weight.clamp(min=1e-9) - under)).clamp(0, 1)
+    share[:, y0:y1, x0:x1] = cover
+
+
+def _sample(
+    layer: _Layer, region: Region, part: Box, crop_size: int, upscale: float, under: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [3,h,w], mask [1,h,w] and nearness to the face's centre [1,h,w] of one face in the output px ``part``."""
+    x0, y0, x1, y1 = part
+    xx, xy, x_shift, yx, yy, y_shift = region.to_crop
+    x = torch.arange(x1 - x0, device=under.device, dtype=torch.float32)
+    y = torch.arange(y1 - y0, device=under.device, dtype=torch.float32)[:, None]
+    # The corner is added on the host in double precision; far from it float32 would lose hundredths of a pixel.
+    ux = xx * x + (xy * y + (xx * x0 + xy * y0 + x_shift))
+    uy = yx * x + (yy * y + (yx * x0 + yy * y0 + y_shift))
+    grid = (2 * torch.stack([ux, uy], -1)[None] + 1) / crop_size - 1
+    face = F.grid_sample(layer.source[None], grid, "bilinear", "border", align_corners=False)[0]
+    margin, width = masks.feather(region.visible, upscale)
+    mask = masks.soft_square(ux, uy, region, crop_size, margin, width)[None]
+    if layer.parsed is not None:
+        parsed = F.grid_sample(layer.parsed[None], grid, "bilinear", "border", align_corners=False)[0]
+        mask = torch.minimum(mask, parsed)
+    middle = (crop_size - 1) / 2
+    distance = ((ux - middle) ** 2 + (uy - middle) ** 2) / (_NEAR * crop_size) ** 2
+    return face + layer.kept * under, mask, 1 / (1 + distance**2)[None]
+
+
+def _check(
+    images: Tensor | Sequence[Tensor],
+    plan: PastePlan,
+    pixels: Tensor,
+    restored: Tensor,
+    user_masks: Sequence[Tensor | None] | None,
+    background: Upscaler | Sequence[Tensor] | None,
+) -> None:
+    """Shapes only: looking at values would make the host wait."""
+    count = len(plan.sizes)
+    if len(images) != count:
+        raise BadOption(f"{len(images)} images for crops of {count}; give the images that were aligned.")
+    if restored.ndim != 4 or len(restored) != len(pixels) or restored.shape[1] != 3:
+        raise BadImage(f"Restored faces are {list(restored.shape)}, the crops {list(pixels.shape)}; give one per crop.")
+    if user_masks is not None and len(user_masks) != count:
+        raise BadOption(f"{len(user_masks)} masks for {count} images; give one (or None) per image.")
+    if background is not None and not callable(background):
+        given = [tuple(b.shape) for b in background]
+        wanted = [(3, *size) for size in plan.sizes]
+        if given != wanted:
+            raise BadImage(f"Backgrounds are {given}; for this upscale they must be {wanted}.")

@@ -1,0 +1,158 @@
+"""Crops -> restored crops, in batches sized to memory."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol, Sequence, get_args
+
+import torch
+from torch import Tensor
+
+from .device import resolve_device
+from .errors import BadImage, BadOption, UnsupportedWeights
+from .memory import faces_per_batch, in_batches
+from .models.codeformer import CodeFormer, CodeFormerConfig, CodeState
+from .types import Progress, RestoreOptions
+from .validation import check_images
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Execution(Protocol):
+    """One way of running a CodeFormer; x and images are in [-1,1]."""
+
+    def encode(self, x: Tensor) -> CodeState: ...
+
+    def decode(self, state: CodeState, w: float | Tensor, adain: bool) -> Tensor: ...
+
+
+class DirectExecution:
+    """The network as it stands; below fp32, generator and fusion run under autocast."""
+
+    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.network, self.device = network, device
+        self.low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def encode(self, x: Tensor) -> CodeState:
+        return self.network.encode(x)
+
+    def decode(self, state: CodeState, w: float | Tensor, adain: bool) -> Tensor:
+        with torch.autocast(self.device.type, self.low, enabled=self.low is not None):
+            return self.network.decode(state, w, adain)
+
+
+class CodeFormerRestorer:
+    """Restores aligned faces with a CodeFormer of any size.
+
+    ``restorer(pixels, options)``: pixels [N,3,size,size] RGB in [0,1], FFHQ-aligned -> the same shape, restored, on the
+    device of ``pixels``. ``network`` is the nn.Module, ``config`` its numbers, ``size`` the side of its crops in px.
+    ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
+    lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
+    """
+
+    def __init__(self, network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"):
+        if precision not in get_args(Precision):
+            raise BadOption(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}.")
+        self.device = resolve_device(device)
+        self.network = network.to(self.device).eval()
+        self.precision = precision
+        self._execution: Execution = DirectExecution(self.network, self.device, precision)
+
+    @property
+    def config(self) -> CodeFormerConfig:
+        """Every number of the network."""
+        return self.network.config
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in px."""
+        return self.config.img_size
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        options: RestoreOptions = RestoreOptions(),
+        progress: Progress | None = None,
+        w: Tensor | None = None,
+    ) -> Tensor:
+        """Restored faces [N,3,S,S] in [0,1].
+
+        Of ``options``, ``w``, ``adain`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its own fidelity
+        instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
+        Raises BadImage, BadOption, and OutOfMemory where not even one face fits.
+        """
+        return self._restore(pixels, [options.w if w is None else _checked(w, len(pixels))], options, progress)[0]
+
+    def sweep(
+        self,
+        pixels: Tensor,
+        ws: Sequence[float],
+        options: RestoreOptions = RestoreOptions(),
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Restored faces [len(ws),N,3,S,S] at several fidelities; the encoder and the Transformer run once."""
+        for w in ws:
+            if not 0 <= w <= 1:
+                raise BadOption(f"w is {w}; it must lie between 0 and 1.")
+        return self._restore(pixels, list(ws), options, progress)
+
+    def _restore(
+        self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
+    ) -> Tensor:
+        self._check(pixels)
+        out = torch.empty(len(ws), *pixels.shape, device=pixels.device)
+        batch = options.batch_size or faces_per_batch(self.config, self.device)
+
+        def step(start: int, stop: int) -> None:
+            x = pixels[start:stop].to(self.device, torch.float32, non_blocking=True)
+            with torch.inference_mode():
+                state = self._execution.encode(x * 2 - 1)
+                for i, w in enumerate(ws):
+                    each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
+                    image = self._execution.decode(state, each, options.adain).float()
+                    out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
+
+        in_batches(len(pixels), batch, step, progress)
+        return out
+
+    def _check(self, pixels: Tensor) -> None:
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.size, self.size):
+            given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise BadImage(
+                f"Crops are {given}; this network takes [N,3,{self.size},{self.size}]. Align with size={self.size}."
+            )
+        if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
+            check_images(pixels)
+
+
+def _checked(w: Tensor, faces: int) -> Tensor:
+    """Per-face fidelity: its shape, and its range where that costs no synchronisation."""
+    if tuple(w.shape) != (faces,):
+        raise BadOption(f"w has shape {list(w.shape)} for {faces} faces; give one value per face.")
+    if w.device.type == "cpu" and faces and not bool(((w >= 0) & (w <= 1)).all()):
+        raise BadOption(f"w reaches from {float(w.min()):g} to {float(w.max()):g}; it must lie between 0 and 1.")
+    return w
+
+
+def load_restorer(
+    name_or_path: str | Path = "mini_id_codeformer",
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    folders: Sequence[str | Path] = (),
+) -> CodeFormerRestorer:
+    """A restorer from a weight file (.pth or .safetensors) or a name of the registry.
+
+    The embedded networks are ``mini_id_codeformer`` and ``mini_codeformer`` (128 px); the published 512-px network is
+    ``codeformer``. ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights,
+    UnsupportedWeights, NoDevice.
+    """
+    from .weights.loading import build
+    from .weights.store import find
+
+    target = resolve_device(device)
+    path = find(name_or_path, "restorer", folders)
+    network = build(path)
+    if not isinstance(network, CodeFormer):
+        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}, not a CodeFormer; choose a restorer's file.")
+    return CodeFormerRestorer(network, target, precision)
