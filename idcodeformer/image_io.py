@@ -120,7 +120,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
     from PIL import ImageSequence
 
     if image.n_frames * image.width * image.height > _MOST_PIXELS:
-        raise BadImage(f"{path} has {image.n_frames} frames of {image.width}x{image.height}; cut it into shorter parts.")
+        raise BadImage(f"{path} has {image.n_frames} frames of {image.width}x{image.height}; cut it into parts.")
     frames, alphas, durations = [], [], []
     for frame in ImageSequence.Iterator(image):
         durations.append(int(frame.info.get("duration", 100)) or 100)
