@@ -1,0 +1,92 @@
+"""The terms of the objective. Images are [N,3,S,S] RGB in [-1,1]; every loss is a mean over the batch."""
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idcodeformer.geometry import arcface_crop
+
+
+def code_losses(logits: Tensor, lq_feat: Tensor, codes: Tensor, quant: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits [N,T,K] against codes [N,T], and mean square of lq_feat against quant [N,D,h,w].
+
+    CodeFormer, equation 3: the two anchors of code prediction.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), codes.flatten()), F.mse_loss(lq_feat, quant)
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator (Lim & Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, scale: float) -> Tensor:
+    """Weight that makes the GAN's gradient at the generator's last layer as large as the reconstruction's.
+
+    Esser et al. 2021, equation 7; clamped to [0, 1] and multiplied by ``scale`` as CodeFormer does.
+    """
+    (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (gan,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
+
+
+class IdentityLoss(nn.Module):
+    """1 - cosine between the embeddings of the restored face and of the truth, averaged over frozen recognisers.
+
+    The face is cropped to the ArcFace template by the fixed map between the two templates (never the whole frame), in RGB,
+    [-1,1], anti-aliased, with gradients through the crop. The recognisers run in fp32 and in eval mode whatever the
+    surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
+    """
+
+    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0):
+        super().__init__()
+        self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
+        self.jitter = jitter
+
+    def train(self, mode: bool = True):
+        return super().train(False)  # frozen batch statistics, also when the owner switches to training
+
+    def _offset(self, device: torch.device) -> Tensor | None:
+        if not self.jitter:
+            return None
+        return (torch.rand(2, device=device) * 2 - 1) * self.jitter
+
+    def _crop(self, images: Tensor, offset: Tensor | None) -> Tensor:
+        crop = arcface_crop(images.float())
+        if offset is None:
+            return crop
+        theta = torch.eye(2, 3, device=crop.device).repeat(len(crop), 1, 1)
+        theta[:, :, 2] = offset * 2 / crop.shape[-1]
+        grid = F.affine_grid(theta, list(crop.shape), align_corners=False)
+        return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
+
+    def forward(self, restored: Tensor, truth: Tensor) -> Tensor:
+        with torch.autocast(restored.device.type, enabled=False):
+            offset = self._offset(restored.device)
+            crop = self._crop(restored, offset)
+            with torch.no_grad():
+                crop_truth = self._crop(truth, offset)
+            total = restored.new_zeros((), dtype=torch.float32)
+            for network in self.recognisers:
+                with torch.no_grad():
+                    target = network(crop_truth)
+                total = total + (1 - F.cosine_similarity(network(crop), target, dim=1)).mean()
+            return total / len(self.recognisers)
+
+
+def arcface_logits(embeddings: Tensor, centres: Tensor, labels: Tensor, margin: float, scale: float) -> Tensor:
+    """Additive angular margin logits [N,C] (Deng et al. 2019, equation 3); margin in radians."""
+    cosine = F.normalize(embeddings) @ F.normalize(centres).t()
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+    chosen = F.one_hot(labels, centres.shape[0]).bool()
+    return torch.where(chosen, (angle + margin).clamp(max=torch.pi).cos(), cosine) * scale
+
+
+def distillation(student: Tensor, teacher: Tensor, relation: float) -> tuple[Tensor, Tensor]:
+    """1 - cosine to the teacher's embeddings, and mean square of the difference of similarities within the batch."""
+    student, teacher = F.normalize(student), F.normalize(teacher)
+    direct = (1 - (student * teacher).sum(1)).mean()
+    return direct, F.mse_loss(student @ student.t(), teacher @ teacher.t()) * relation
