@@ -27,7 +27,7 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
                 "the driver and a CUDA build of torch (https://pytorch.org/get-started/locally)."
             )
         if wanted.index is not None and wanted.index >= count:
-            raise NoDevice(f"'{wanted}' was asked for, but there are {count} CUDA devices; use cuda:0 to cuda:{count - 1}.")
+            raise NoDevice(f"'{wanted}' does not exist; use cuda:0 to cuda:{count - 1}.")
     if wanted.type == "mps" and not torch.backends.mps.is_available():
         raise NoDevice("MPS was asked for, but this torch has none here; use device cpu.")
     return wanted

@@ -14,9 +14,9 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 def is_monochrome(pixels: Tensor) -> Tensor:
     """[N] bool: the colours of a face [N,3,S,S] lie on one line, as in black and white, tinted or sepia pictures.
 
-    The reference asks for a small variance of the channel differences over the whole picture: a sepia photograph fails, a
-    warm face in a gray scene passes. Here each face is asked, and what luminance explains of the differences is taken
-    out first (the residual variance of a linear regression on luminance).
+    The reference asks for a small variance of the channel differences over the whole picture: a sepia photograph
+    fails, a warm face in a gray scene passes. Here each face is asked, and what luminance explains of the differences
+    is taken out first (the residual variance of a linear regression on luminance).
     """
     luma = luminance(pixels).flatten(1)
     luma = luma - luma.mean(1, keepdim=True)

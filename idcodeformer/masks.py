@@ -2,21 +2,17 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import BadImage, BadOption
+from .errors import BadOption
 from .regions import Region
 
 # The reference erodes the square by 1/20 of its side and blurs it over as much (face_restoration_helper.py:433-451).
 _FEATHER_SHARE = 20
 _TINY_SHARE = 12  # below 20 px that share is no pixel at all and the reference has a hard edge
-_PARSE_SIDE = 128  # px; the parse mask is blurred at a quarter of 512, where it has nothing finer left to lose
-_PARSE_SIGMA = 11 * math.sqrt(2) / 512  # of the crop's side; the reference blurs twice with sigma 11 at 512 px
-_PARSE_BORDER = 10 / 512  # of the crop's side, left out all round
 
 
 def feather(visible: float, upscale: float) -> tuple[float, float]:
@@ -28,8 +24,8 @@ def feather(visible: float, upscale: float) -> tuple[float, float]:
 
 
 def soft_square(ux: Tensor, uy: Tensor, region: Region, crop_size: int, margin: float, width: float) -> Tensor:
-    """Mask [h,w] at crop coordinates ``ux``, ``uy`` [h,w]: the crop's square, shrunk by ``margin`` and blurred by a Gaussian
-    cut off at ``width``. Exactly 0 at the border of the crop, so no seam shows whatever the rotation."""
+    """Mask [h,w] at crop coordinates ``ux``, ``uy`` [h,w]: the crop's square, shrunk by ``margin`` and blurred by a
+    Gaussian cut off at ``width``. Exactly 0 at the border of the crop, so no seam shows whatever the rotation."""
     sigma = 0.3 * width + 0.5  # OpenCV's sigma for a kernel of 2 * width + 1
     tail = 0.5 * math.erfc(width / sigma / math.sqrt(2))
     half = crop_size / 2
@@ -39,37 +35,6 @@ def soft_square(ux: Tensor, uy: Tensor, region: Region, crop_size: int, margin: 
         step = 0.5 + 0.5 * torch.erf(inside / (sigma * math.sqrt(2)))
         profile = profile * ((step - tail) / (1 - 2 * tail)).clamp(0, 1)
     return profile
-
-
-def parse_mask(labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Soft masks [N,1,Q,Q] (Q at most 128) of ParseNet ``labels`` [N,S,S]; ``classes`` are pasted, None = the reference's.
-
-    The Gaussian has sigma 15.6 px at S = 512, what the reference's two passes amount to.
-    """
-    from .parse import REFERENCE_CLASSES
-
-    kept = REFERENCE_CLASSES if classes is None else classes
-    if labels.ndim != 3:
-        raise BadImage(f"Parse labels are {list(labels.shape)}; they must be [N,S,S].")
-    chosen = torch.zeros(labels.shape, device=labels.device)
-    for label in kept:
-        chosen = chosen + (labels == label)
-    side = min(_PARSE_SIDE, labels.shape[-1])
-    mask = F.interpolate(chosen.clamp(max=1)[:, None], (side, side), mode="area")
-    mask = _blur(mask, _PARSE_SIGMA * side)
-    centre = torch.arange(side, device=mask.device) + 0.5
-    ramp = (torch.minimum(centre, side - centre) + 0.5 - _PARSE_BORDER * side).clamp(0, 1)  # share of the pixel inside
-    return mask * ramp * ramp[:, None]
-
-
-def _blur(mask: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian, mirrored at the borders."""
-    reach = min(math.ceil(3 * sigma), mask.shape[-1] - 1)
-    taps = torch.arange(-reach, reach + 1, device=mask.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
-    kernel = (kernel / kernel.sum())[None, None, None]
-    mask = F.conv2d(F.pad(mask, (reach, reach, 0, 0), mode="reflect"), kernel)
-    return F.conv2d(F.pad(mask, (0, 0, reach, reach), mode="reflect"), kernel.transpose(2, 3))
 
 
 def user_mask(mask: Tensor, size: tuple[int, int], number: int) -> Tensor:

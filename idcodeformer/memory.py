@@ -68,7 +68,7 @@ def _container_free() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means that an allocation failed, on any device (the CPU allocator raises a bare RuntimeError)."""
+    """Whether ``error`` means that an allocation failed, on any device (the CPU's raises a bare RuntimeError)."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -82,8 +82,8 @@ def in_batches(
 ) -> None:
     """Call ``step(start, stop)`` until ``total`` is done; halve the batch where memory runs out, and go on from there.
 
-    ``progress(done, total, what)`` is called after each batch and may raise to cancel. Raises OutOfMemory where not even
-    one item fits.
+    ``progress(done, total, what)`` is called after each batch and may raise to cancel. Raises OutOfMemory where not
+    even one item fits.
     """
     start = 0
     while start < total:

@@ -64,11 +64,13 @@ class FaceParser:
         return _resize(logits, pixels.shape[2:]).argmax(1).to(torch.uint8)
 
 
-def soft_mask(labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+def soft_mask(labels: Tensor, classes: Sequence[int] | None = None, side: int | None = None) -> Tensor:
     """[N,1,S,S] float32 in [0,1]: 1 well inside the chosen ``classes``, feathered outwards, 0 along the crop's border.
 
-    ``labels`` [N,S,S]; None chooses REFERENCE_CLASSES. At 512 px these are the blur and border of the reference's
-    ``paste_faces_to_input_image`` (two Gaussians of sigma 11, then 10 px of zero); in proportion at other sizes.
+    ``labels`` [N,S,S]; None chooses REFERENCE_CLASSES. ``side``: make it at most this large; the blur leaves
+    nothing that a quarter of S could not show, and costs a sixty-fourth there. At 512 px these are the blur and border
+    of the reference's ``paste_faces_to_input_image`` (two Gaussians of sigma 11, then 10 px of zero); in proportion at
+    other sizes.
     """
     chosen = REFERENCE_CLASSES if classes is None else tuple(classes)
     wrong = [label for label in chosen if not 0 <= label < len(CLASSES)]
@@ -76,8 +78,11 @@ def soft_mask(labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         raise BadOption(f"{wrong} are no parsing classes; choose from 0 to {len(CLASSES) - 1} ({', '.join(CLASSES)}).")
     table = torch.zeros(256, device=labels.device)
     table[list(chosen)] = 1.0
-    mask = blur(table[labels.long()][:, None], _FEATHER * labels.shape[-1] / 512, _RADIUS)
-    edge = round(_EDGE * labels.shape[-1])
+    mask = table[labels.long()][:, None]
+    if side is not None and side < labels.shape[-1]:
+        mask = F.interpolate(mask, (side, side), mode="area")
+    mask = blur(mask, _FEATHER * mask.shape[-1] / 512, _RADIUS)
+    edge = round(_EDGE * mask.shape[-1])
     if edge:
         inner = torch.zeros_like(mask)
         inner[..., edge:-edge, edge:-edge] = mask[..., edge:-edge, edge:-edge]

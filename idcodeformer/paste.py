@@ -1,14 +1,14 @@
 """Restored crops -> pictures: sampled, masked and blended on the device, only where a face is.
 
-The arithmetic of one output pixel with background b, restored face c and mask m is b + m * (c - b), as in the reference.
-Differences from it, all on purpose: the matrices are applied at pixel centres at every upscale (the reference is half an
-output pixel off above 1); a face that shrinks is anti-aliased; where faces overlap the result does not depend on
-their order; nothing is rounded to 8 bit on the way.
+The arithmetic of one output pixel with background b, restored face c and mask m is b + m * (c - b), as in the
+reference. Differences from it, all on purpose: the matrices are applied at pixel centres at every upscale (the
+reference is half an output pixel off above 1); a face that shrinks is anti-aliased; where faces overlap the result does
+not depend on their order; nothing is rounded to 8 bit on the way.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from . import masks
 from .errors import BadImage, BadOption
+from .parse import soft_mask
 from .regions import Box, Group, PastePlan, Region, overlap, plan_paste
 from .types import Crops, Progress, RestoreOptions, Upscaler
 
 _TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
 _UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
+_PARSE_SIDE = 128  # px; the parse mask is blurred by 15.6 px of 512, so a quarter of the side loses nothing
 _NEAR = 0.2  # of the crop's side: how far from a face's centre it gives way to a neighbour's crop
 
 
@@ -37,24 +39,26 @@ def paste(
     images: Tensor | Sequence[Tensor],
     crops: Crops,
     restored: Tensor,
-    options: RestoreOptions = RestoreOptions(),
-    parser=None,
+    options: RestoreOptions | None = None,
+    parser: Callable[[Tensor], Tensor] | None = None,
     user_masks: Sequence[Tensor | None] | None = None,
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
-    Returns the images [3,round(H*upscale),round(W*upscale)] and masks [1,...] of the share of each pixel that was replaced,
-    on the devices of ``images``. ``parser(restored) -> labels [N,S,S]`` limits each face to ``options.parse_classes``.
-    ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already enlarged, or a callable
-    [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with ``options.face_upsample``); None = bicubic.
+    Returns the images [3,round(H*upscale),round(W*upscale)] and masks [1,...] of the share of each pixel that was
+    replaced, on the devices of ``images``. ``parser(restored) -> labels [N,S,S]`` limits each face to
+    ``options.parse_classes``. ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already
+    enlarged, or a callable [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with
+    ``options.face_upsample``); None = bicubic.
     A crop that restoring changed by less than half a grey level on average leaves its place as it was.
     """
+    options = options or RestoreOptions()
     plan = plan_paste(crops, options.upscale)
     parsed = None
     if parser is not None and len(crops):
-        parsed = masks.parse_mask(parser(restored), options.parse_classes)
+        parsed = soft_mask(parser(restored), options.parse_classes, side=_PARSE_SIDE)
     return paste_planned(images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress)
 
 
@@ -63,7 +67,7 @@ def paste_planned(
     plan: PastePlan,
     pixels: Tensor,
     restored: Tensor,
-    options: RestoreOptions = RestoreOptions(),
+    options: RestoreOptions | None = None,
     parsed: Tensor | None = None,
     user_masks: Sequence[Tensor | None] | None = None,
     background: Upscaler | Sequence[Tensor] | None = None,
@@ -71,8 +75,9 @@ def paste_planned(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``paste`` after the host has done its part: from here on nothing waits for the device.
 
-    ``pixels`` [N,3,S,S] are the crops before restoring, ``parsed`` [N,1,Q,Q] comes from ``masks.parse_mask``.
+    ``pixels`` [N,3,S,S] are the crops before restoring, ``parsed`` [N,1,Q,Q] comes from ``parse.soft_mask``.
     """
+    options = options or RestoreOptions()
     _check(images, plan, pixels, restored, user_masks, background)
     kept = _untouched(pixels, restored)
     enlarge = background if callable(background) and options.face_upsample else None
@@ -132,7 +137,7 @@ def _layer(
     enlarge: Upscaler | None,
     crop_size: int,
 ) -> _Layer:
-    """The crop at about the density of the output. Sampling is linear: one sampling serves the face and what it lost."""
+    """The crop at about the density of the output. Sampling is linear, so one serves the face and what it lost."""
     i = region.face
     source, own = restored[i].float(), kept[i]
     if enlarge is not None:

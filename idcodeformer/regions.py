@@ -54,7 +54,8 @@ def plan_paste(crops: Crops, upscale: float = 1.0) -> PastePlan:
     matrices = crops.matrices.detach().double().cpu().numpy()
     index = crops.image_index.cpu().tolist()
     if len(matrices) != len(crops) or len(index) != len(crops):
-        raise BadOption(f"{len(crops)} crops, {len(matrices)} matrices, {len(index)} image indices; give one of each per face.")
+        counts = f"{len(crops)} crops, {len(matrices)} matrices, {len(index)} image indices"
+        raise BadOption(f"{counts}; give one of each per face.")
     sizes = tuple(output_size(*size, upscale) for size in crops.image_sizes)
     found: list[list[Region]] = [[] for _ in sizes]
     for face, (matrix, image) in enumerate(zip(matrices, index)):
@@ -77,7 +78,7 @@ def _region(
     low, high = -0.5, crop_size - 0.5
     corners = np.array([[low, low], [high, low], [high, high], [low, high]])
     outline = (corners - shift) @ np.linalg.inv(linear).T
-    seen = clip_to_rectangle(outline, size_out[1] - 0.5, size_out[0] - 0.5)
+    seen = clip_to_picture(outline, size_out[1], size_out[0])
     if len(seen) < 3:
         return None
     (x0, y0), (x1, y1) = np.ceil(seen.min(0) - 1e-9), np.floor(seen.max(0) + 1e-9)
@@ -89,9 +90,9 @@ def _region(
     return Region(face, box, tuple(float(v) for v in to_crop), density, math.sqrt(polygon_area(seen)))
 
 
-def clip_to_rectangle(polygon: np.ndarray, right: float, bottom: float, left: float = -0.5, top: float = -0.5) -> np.ndarray:
-    """The part [K,2] of a convex polygon inside a rectangle, by Sutherland and Hodgman 1974."""
-    for axis, bound, sign in ((0, left, 1), (0, right, -1), (1, top, 1), (1, bottom, -1)):
+def clip_to_picture(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The part [K,2] of a convex polygon inside the pixels of a picture, by Sutherland and Hodgman 1974."""
+    for axis, bound, sign in ((0, -0.5, 1), (0, width - 0.5, -1), (1, -0.5, 1), (1, height - 0.5, -1)):
         inside = sign * (polygon[:, axis] - bound)
         kept: list[np.ndarray] = []
         for i in range(len(polygon)):

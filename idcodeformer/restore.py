@@ -72,30 +72,31 @@ class CodeFormerRestorer:
     def __call__(
         self,
         pixels: Tensor,
-        options: RestoreOptions = RestoreOptions(),
+        options: RestoreOptions | None = None,
         progress: Progress | None = None,
         w: Tensor | None = None,
     ) -> Tensor:
         """Restored faces [N,3,S,S] in [0,1].
 
-        Of ``options``, ``w``, ``adain`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its own fidelity
-        instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
+        Of ``options``, ``w``, ``adain`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its own
+        fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
         Raises BadImage, BadOption, and OutOfMemory where not even one face fits.
         """
+        options = options or RestoreOptions()
         return self._restore(pixels, [options.w if w is None else _checked(w, len(pixels))], options, progress)[0]
 
     def sweep(
         self,
         pixels: Tensor,
         ws: Sequence[float],
-        options: RestoreOptions = RestoreOptions(),
+        options: RestoreOptions | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Restored faces [len(ws),N,3,S,S] at several fidelities; the encoder and the Transformer run once."""
         for w in ws:
             if not 0 <= w <= 1:
                 raise BadOption(f"w is {w}; it must lie between 0 and 1.")
-        return self._restore(pixels, list(ws), options, progress)
+        return self._restore(pixels, list(ws), options or RestoreOptions(), progress)
 
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
@@ -154,5 +155,5 @@ def load_restorer(
     path = find(name_or_path, "restorer", folders)
     network = build(path)
     if not isinstance(network, CodeFormer):
-        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}, not a CodeFormer; choose a restorer's file.")
+        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}; choose the file of a CodeFormer.")
     return CodeFormerRestorer(network, target, precision)

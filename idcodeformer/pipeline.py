@@ -1,0 +1,240 @@
+"""Pictures -> restored pictures: detect, select, align, restore, paste, score, over batches of any sizes."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .align import align
+from .errors import BadImage, BadOption
+from .gray import match_gray
+from .identity import IdentityRecogniser, cosine, mean_identity
+from .paste import paste
+from .selection import Selection, select
+from .types import (
+    Crops,
+    DetectOptions,
+    Detector,
+    Embeddings,
+    FaceReport,
+    Faces,
+    Progress,
+    Restoration,
+    RestoreOptions,
+    Restorer,
+    Upscaler,
+    empty_crops,
+)
+from .validation import check_images
+
+_ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
+
+
+class FacePipeline:
+    """Restores every face of a batch of pictures and puts it back.
+
+    ``restorer`` and the optional ``detector``, ``recogniser`` and ``parser`` are what ``load_restorer``,
+    ``load_detector``, ``load_recogniser`` and ``load_parser`` return, or anything that answers the same calls. Without
+    a detector faces must be given; without a recogniser nothing is scored; without a parser the mask is a soft square.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        detector: Detector | None = None,
+        recogniser: IdentityRecogniser | None = None,
+        parser: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.restorer, self.detector, self.recogniser, self.parser = restorer, detector, recogniser, parser
+
+    def __call__(
+        self,
+        images: Tensor | Sequence[Tensor],
+        options: RestoreOptions | None = None,
+        detect_options: DetectOptions | None = None,
+        faces: Sequence[Faces] | None = None,
+        masks: Sequence[Tensor | None] | None = None,
+        references: Embeddings | Sequence[Tensor] | None = None,
+        upscaler: Upscaler | None = None,
+        progress: Progress | None = None,
+    ) -> Restoration:
+        """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
+
+        ``faces`` (a tuple per image) replaces detection; they are all restored unless ``detect_options`` is given too.
+        ``masks``: [H,W] or [1,H,W] in [0,1] per image, or None; only there anything changes (and keep="mask" chooses by
+        them). ``references``: photos [3,H,W] of the person, or their Embeddings; each photo's largest face counts.
+        ``upscaler``: [N,3,H,W] -> [N,3,k*H,k*W], for the background and, with ``face_upsample``, for the faces.
+        ``progress(done, total, what)`` with what = "detecting", "restoring", "pasting"; it may raise to cancel.
+
+        The results lie on the devices of the images. No face is a normal result: the image resized as asked, a mask of
+        zeros, no line in the report. Raises BadImage, BadOption, OutOfMemory.
+        """
+        options = options or RestoreOptions()
+        batch = check_images(images)
+        _check_counts(len(batch), faces, masks)
+        person = self._person(references)
+        found = self._find(batch, faces, detect_options, progress)
+        chosen = self._choose(batch, found, faces, detect_options, masks, person)
+        crops = self._align(batch, [c.faces for c in chosen], options)
+        restored = self._restore(crops, options, progress)
+        pasted, shares = paste(batch, crops, restored, options, self.parser, masks, upscaler, progress)
+        report = self._report(found, chosen, self._score(crops, restored, person), options)
+        return Restoration(pasted, shares, found, crops, crops.with_pixels(restored), report)
+
+    def _find(
+        self,
+        images: list[Tensor],
+        faces: Sequence[Faces] | None,
+        options: DetectOptions | None,
+        progress: Progress | None,
+    ) -> tuple[Faces, ...]:
+        if faces is not None:
+            return tuple(tuple(here) for here in faces)
+        if self.detector is None:
+            raise BadOption("No detector and no faces were given; pass faces=, or build the pipeline with a detector.")
+        found: list[Faces] = []
+        for start, stop in _chunks(images):
+            found += self.detector(images[start:stop], options or DetectOptions())
+            if progress:
+                progress(stop, len(images), "detecting")
+        return tuple(found)
+
+    def _choose(
+        self,
+        images: list[Tensor],
+        found: tuple[Faces, ...],
+        given: Sequence[Faces] | None,
+        options: DetectOptions | None,
+        masks: Sequence[Tensor | None] | None,
+        person: Embeddings | None,
+    ) -> list[Selection]:
+        """Which faces are restored, in which order. Faces that were given were chosen by whoever gave them."""
+        if given is not None and options is None:
+            return [Selection(here, tuple(range(len(here))), ()) for here in found]
+        options = options or DetectOptions()
+        likeness: list[list[float] | None] = [None] * len(found)
+        if options.order == "reference":
+            likeness = self._likeness(images, found, person)
+        return [
+            select(here, options, tuple(image.shape[1:]), masks[i] if masks is not None else None, likeness[i])
+            for i, (image, here) in enumerate(zip(images, found))
+        ]
+
+    def _likeness(
+        self, images: list[Tensor], found: tuple[Faces, ...], person: Embeddings | None
+    ) -> list[list[float] | None]:
+        if person is None:
+            raise BadOption('order="reference" needs reference photos of the person; pass references=.')
+        scores = cosine(self._recognise().embed_faces(images, found), person)[:, 0].tolist()
+        out: list[list[float] | None] = []
+        for here in found:
+            out.append(scores[: len(here)])
+            scores = scores[len(here) :]
+        return out
+
+    def _align(self, images: list[Tensor], faces: list[Faces], options: RestoreOptions) -> Crops:
+        """All crops on the restorer's device; the pictures visit it a few at a time."""
+        device = getattr(self.restorer, "device", images[0].device if images else torch.device("cpu"))
+        sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
+        parts: list[Crops] = []
+        for start, stop in _chunks(images):
+            if any(faces[start:stop]):
+                here = [image.to(device) for image in images[start:stop]]
+                part = align(here, faces[start:stop], self.restorer.size, options.border)
+                parts.append(Crops(part.pixels, part.matrices.cpu(), part.image_index.cpu() + start, sizes))
+        if not parts:
+            return empty_crops(self.restorer.size, sizes, device)
+        joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "matrices", "image_index"))
+        return Crops(*joined, sizes)
+
+    def _restore(self, crops: Crops, options: RestoreOptions, progress: Progress | None) -> Tensor:
+        if len(crops) == 0:
+            return crops.pixels
+        restored = self.restorer(crops.pixels, options, progress)
+        if not bool(torch.isfinite(restored).all()):
+            raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
+        return match_gray(restored, crops.pixels, options.gray)
+
+    def _recognise(self) -> IdentityRecogniser:
+        if self.recogniser is None:
+            raise BadOption("Comparing with references needs a recogniser; build the pipeline with load_recogniser().")
+        return self.recogniser
+
+    def _person(self, references: Embeddings | Sequence[Tensor] | None) -> Embeddings | None:
+        """One embedding of the person on the reference photos."""
+        if references is None or len(references) == 0:
+            return None
+        if isinstance(references, Embeddings):
+            return mean_identity(references)
+        if self.detector is None:
+            raise BadOption("Reference photos need a detector; build the pipeline with one, or pass Embeddings.")
+        photos = check_images(references)
+        shown = self.detector(photos, DetectOptions())
+        largest = [sorted(here, key=lambda face: -face.area)[:1] for here in shown]
+        for number, here in enumerate(largest):
+            if not here:
+                raise BadImage(f"Reference photo {number} shows no face; give a photo of the person that does.")
+        return mean_identity(self._recognise().embed_faces(photos, largest))
+
+    def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> _Scores:
+        """Similarities of every crop, each a list of N floats or None."""
+        if self.recogniser is None or len(crops) == 0:
+            return _Scores()
+        before, after = self.recogniser(crops.pixels), self.recogniser(restored)
+        to_input = (before.vectors * after.vectors).sum(1).clamp(-1, 1).tolist()
+        if person is None:
+            return _Scores(to_input)
+        return _Scores(to_input, cosine(before, person)[:, 0].tolist(), cosine(after, person)[:, 0].tolist())
+
+    def _report(
+        self, found: tuple[Faces, ...], chosen: list[Selection], scores: _Scores, options: RestoreOptions
+    ) -> tuple[FaceReport, ...]:
+        """One line for every face found, by image and by its position among the faces found."""
+        lines: list[FaceReport] = []
+        crop = 0
+        for image, (here, selection) in enumerate(zip(found, chosen)):
+            places = {face: crop + i for i, face in enumerate(selection.indices)}
+            reasons = dict(selection.dropped)
+            crop += len(places)
+            for number, face in enumerate(here):
+                box = tuple(float(v) for v in face.box.tolist())
+                if number in places:
+                    outcome = ("restored", "", options.w, *scores.of(places[number]))
+                else:
+                    outcome = ("skipped", reasons[number])
+                lines.append(FaceReport(image, number, box, float(face.score), *outcome))
+        return tuple(lines)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Cosine similarities of every crop, None where not measured."""
+
+    to_input: list[float] | None = None
+    before: list[float] | None = None
+    after: list[float] | None = None
+
+    def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
+        to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
+        return to_input, before, after
+
+
+def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:
+    for name, given in (("lists of faces", faces), ("masks", masks)):
+        if given is not None and len(given) != images:
+            raise BadOption(f"{len(given)} {name} for {images} images; give one (maybe empty) per image.")
+
+
+def _chunks(images: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of runs of images that together stay under a bound of pixels, each at least one image."""
+    start, held = 0, 0
+    for number, image in enumerate(images):
+        size = image.shape[-2] * image.shape[-1]
+        if held and held + size > _ALIGN_PIXELS:
+            yield start, number
+            start, held = number, 0
+        held += size
+    if held:
+        yield start, len(images)
