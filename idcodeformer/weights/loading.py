@@ -18,6 +18,7 @@ from ..models.codeformer import CodeFormer, CodeFormerConfig
 from ..models.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from . import recovery
 from .reading import read_state, strip_prefix
+from .registry import GROUPS, kinds_of
 
 State = Mapping[str, Tensor]
 
@@ -118,12 +119,13 @@ def build(
     """The network of a weight file (or of a state dict with its ``metadata``): float32, CPU, eval mode.
 
     The architecture is told by the tensors' names, the config by the metadata's ``config`` JSON or else by shapes;
-    loading is strict. ``kind`` (one of KINDS) refuses every other network. The result carries ``weights_metadata`` and,
-    in facexlib's classes too, ``config``. Raises MissingWeights, CorruptWeights, UnsafeWeights, UnsupportedWeights;
-    ImportError where facexlib is needed and missing.
+    loading is strict. ``kind`` (of KINDS, or "restorer", "detector", "parser") refuses every other network. The result
+    carries ``weights_metadata`` and, in facexlib's classes too, ``config``. Raises MissingWeights, CorruptWeights,
+    UnsafeWeights, UnsupportedWeights; ImportError where facexlib is needed and missing.
     """
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+    kinds = kinds_of(kind)
+    if not set(kinds) <= {*KINDS, "scrfd"}:
+        raise ValueError(f"kind is {kind!r}; use one of {', '.join((*KINDS, *GROUPS))}.")
     if isinstance(source, Mapping):
         where, state, metadata = "The state dict", strip_prefix(source), dict(metadata or {})
     else:
@@ -131,7 +133,7 @@ def build(
         state, metadata = read_state(source)
     try:
         architecture = detect(state)
-        if kind is not None and architecture.kind != kind:
+        if kinds and architecture.kind not in kinds:
             raise UnsupportedWeights(f"this is {architecture.name} ({architecture.kind}), not a {kind}.")
         module = _construct(architecture, state, metadata)
         _fill(module, state, architecture.on_meta)

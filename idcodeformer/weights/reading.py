@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedWeights
+from .registry import by_file
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
 SAFE_GLOBALS = frozenset(
@@ -42,7 +43,7 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, st
         raise MissingWeights(f"There is no file {path}.")
     with path.open("rb") as file:
         head = file.read(512)
-    _refuse_impostors(path, head)
+    refuse_impostors(path, head)
     if _is_safetensors(head):
         return _read_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -51,12 +52,22 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, st
         from .onnx_reader import read_onnx
 
         return read_onnx(path)
-    raise CorruptWeights(f"{path} is not a weight file (neither safetensors, nor torch, nor ONNX). Download it again.")
+    raise CorruptWeights(f"{path} is not a weight file (neither safetensors, nor torch, nor ONNX). {_remedy(path)}")
 
 
-def _refuse_impostors(path: Path, head: bytes) -> None:
+def _remedy(path: Path) -> str:
+    weight = by_file(path.name)
+    if weight is None:
+        return "Get it again from where it came."
+    size = f"The published file has {weight.bytes} bytes, this one {path.stat().st_size}. " if weight.bytes else ""
+    again = f"Delete it and run: python -m idcodeformer models download {weight.name}"
+    return size + (again if weight.urls or weight.archive else f"Get it again from {weight.source}")
+
+
+def refuse_impostors(path: Path, head: bytes) -> None:
+    """Raise CorruptWeights for what is often saved under a weight file's name: nothing, a web page, a pointer."""
     if not head:
-        raise CorruptWeights(f"{path} is empty (0 bytes). Delete it and download it again.")
+        raise CorruptWeights(f"{path} is empty (0 bytes). {_remedy(path)}")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CorruptWeights(f"{path} is a web page saved under this name, not weights. Download the file itself.")
@@ -76,8 +87,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: file.get_tensor(key) for key in file.keys()}
             metadata = dict(file.metadata() or {})
     except (SafetensorError, ValueError) as exc:
-        raise CorruptWeights(f"{path} is damaged or cut off ({exc}). Download it again.") from exc
+        raise CorruptWeights(f"{path} is damaged or cut off ({exc}). {_remedy(path)}") from exc
     return strip_prefix(state), metadata
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text metadata of a safetensors file alone; its tensors are not read. Raises CorruptWeights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, ValueError) as exc:
+        raise CorruptWeights(f"{path} is damaged or cut off ({exc}). Download it again.") from exc
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,7 +112,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as exc:  # pickle and zip readers raise a dozen kinds on damaged input; all mean the same here
         detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
-        raise CorruptWeights(f"{path} is damaged or cut off ({detail}). Download it again.") from exc
+        raise CorruptWeights(f"{path} is damaged or cut off ({detail}). {_remedy(path)}") from exc
     return _unwrap(loaded, path)
 
 
