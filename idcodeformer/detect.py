@@ -29,7 +29,8 @@ def load_detector(
     from .weights.loading import build
     from .weights.store import find
 
-    path = find(name_or_path, "detector", folders)
+    name = "scrfd_10g" if name_or_path == "scrfd" else name_or_path
+    path = find(name, "detector", folders)
     if path.suffix.lower() == ".onnx":
         return SCRFDDetector(path, device)
-    return RetinaFaceDetector(build(path), device)
+    return RetinaFaceDetector(build(path, "retinaface"), device)
