@@ -72,16 +72,21 @@ class FacePipeline:
         zeros, no line in the report. Raises BadImage, BadOption, OutOfMemory.
         """
         options = options or RestoreOptions()
+        if options.min_identity > 0:
+            self._recognise()
         batch = check_images(images)
         _check_counts(len(batch), faces, masks)
         person = self._person(references)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, person)
         crops = self._align(batch, [c.faces for c in chosen], options)
-        restored = self._restore(crops, options, progress)
-        pasted, shares = paste(batch, crops, restored, options, self.parser, masks, upscaler, progress)
-        report = self._report(found, chosen, self._score(crops, restored, person), options)
-        return Restoration(pasted, shares, found, crops, crops.with_pixels(restored), report)
+        after = crops.with_pixels(self._restore(crops, options, progress))
+        scores = self._score(crops, after.pixels, person)
+        report = self._report(found, chosen, scores, options)
+        if not all(kept := scores.reach(options.min_identity)):
+            crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
+        pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress)
+        return Restoration(pasted, shares, found, crops, after, report)
 
     def _find(
         self,
@@ -159,7 +164,9 @@ class FacePipeline:
 
     def _recognise(self) -> IdentityRecogniser:
         if self.recogniser is None:
-            raise BadOption("Comparing with references needs a recogniser; build the pipeline with load_recogniser().")
+            raise BadOption(
+                "References and min_identity need a recogniser; build the pipeline with load_recogniser()."
+            )
         return self.recogniser
 
     def _person(self, references: Embeddings | Sequence[Tensor] | None) -> Embeddings | None:
@@ -201,7 +208,7 @@ class FacePipeline:
             for number, face in enumerate(here):
                 box = tuple(float(v) for v in face.box.tolist())
                 if number in places:
-                    outcome = ("restored", "", options.w, *scores.of(places[number]))
+                    outcome = _outcome(scores.of(places[number]), options)
                 else:
                     outcome = ("skipped", reasons[number])
                 lines.append(FaceReport(image, number, box, float(face.score), *outcome))
@@ -219,6 +226,17 @@ class _Scores:
     def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
         to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
         return to_input, before, after
+
+    def reach(self, least: float) -> list[bool]:
+        """For every crop that was scored, whether it is similar enough to the input."""
+        return [least <= 0 or score >= least for score in self.to_input or ()]
+
+
+def _outcome(scores: tuple[float | None, float | None, float | None], options: RestoreOptions) -> tuple:
+    """Status, reason, w and scores of a face that went through the network."""
+    if options.min_identity > 0 and scores[0] is not None and scores[0] < options.min_identity:
+        return ("skipped", f"identity {scores[0]:.2f} is below {options.min_identity:g}", options.w, *scores)
+    return ("restored", "", options.w, *scores)
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:

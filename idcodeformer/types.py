@@ -62,6 +62,12 @@ class Crops:
     def with_pixels(self, pixels: Tensor) -> "Crops":
         return replace(self, pixels=pixels)
 
+    def only(self, kept: Sequence[int]) -> "Crops":
+        """The crops of these positions."""
+        places = torch.tensor(list(kept), dtype=torch.int64)
+        parts = (part[places.to(part.device)] for part in (self.pixels, self.matrices, self.image_index))
+        return Crops(*parts, self.image_sizes)
+
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
@@ -103,9 +109,11 @@ class RestoreOptions:
     gray: GrayMode = "auto"
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory
+    min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
 
     def __post_init__(self) -> None:
-        for name, low, high in (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16)):
+        ranges = (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16), ("min_identity", 0, 1))
+        for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise BadOption(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}.")
 

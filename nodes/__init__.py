@@ -1,0 +1,20 @@
+"""The ComfyUI nodes: thin adapters over ``idcodeformer``. Ids, input names and their order are for ever."""
+from .detect import DetectFaces
+from .loader import LoadIDCodeFormer
+from .restore import RestoreFaces
+from .score import IdentityScore
+
+# A literal with string keys: ComfyUI-Manager reads it from the source to tell which pack has a missing node.
+NODE_CLASS_MAPPINGS = {
+    "IDCodeFormerLoader": LoadIDCodeFormer,
+    "IDCodeFormerDetectFaces": DetectFaces,
+    "IDCodeFormerRestoreFaces": RestoreFaces,
+    "IDCodeFormerIdentityScore": IdentityScore,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "IDCodeFormerLoader": "Load ID-CodeFormer",
+    "IDCodeFormerDetectFaces": "Detect Faces (ID-CodeFormer)",
+    "IDCodeFormerRestoreFaces": "Restore Faces (ID-CodeFormer)",
+    "IDCodeFormerIdentityScore": "Identity Score (ID-CodeFormer)",
+}

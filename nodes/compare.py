@@ -1,0 +1,133 @@
+"""Who is who: the faces of candidate frames against those of reference pictures."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..idcodeformer.errors import BadOption
+from ..idcodeformer.types import Faces
+from .draw import Pair
+
+if TYPE_CHECKING:
+    from ..idcodeformer.identity import IdentityRecogniser
+    from .convert import Frames
+
+_CROP_SIDE = 192  # px, of the chart
+HOW = ("auto", "frame_by_frame", "one_person")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All pairs, in the order of the candidate frames; a pair without a score says in its title what is missing."""
+
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+    recogniser: str
+
+    @property
+    def scores(self) -> list[float]:
+        return [pair.score for pair in self.pairs if pair.score is not None]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores) / len(self.scores) if self.scores else 0.0
+
+    @property
+    def lowest(self) -> float:
+        return min(self.scores, default=0.0)
+
+    def same_person(self, threshold: float) -> bool:
+        """Every frame has a score, and each reaches the threshold. A frame without a face proves nothing."""
+        return bool(self.pairs) and all(p.score is not None and p.score >= threshold for p in self.pairs)
+
+    def verdict(self, threshold: float) -> str:
+        if not self.scores:
+            return "No score: " + (self.pairs[0].title if self.pairs else "no frames")
+        word = "same person" if self.same_person(threshold) else "NOT the same person"
+        return f"{word}: mean {self.mean:.3f}, lowest {self.lowest:.3f} of {len(self.scores)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Frames with their faces."""
+
+    frames: Frames
+    faces: tuple[Faces, ...]
+
+    def crop(self, frame: int, face: int) -> Tensor:
+        """[3,192,192] of one face."""
+        from ..idcodeformer.align import align
+
+        return align(self.frames.pixels[frame : frame + 1], [(self.faces[frame][face],)], _CROP_SIDE).pixels[0].cpu()
+
+    def largest(self) -> list[Faces]:
+        """Of each frame the largest face only."""
+        return [tuple(sorted(here, key=lambda face: -face.area)[:1]) for here in self.faces]
+
+
+def compare(reference: Side, candidate: Side, recogniser: IdentityRecogniser, how: str) -> Comparison:
+    """``how``: "frame_by_frame" matches the faces of reference i (or of the only one) and candidate i one to one;
+    "one_person" compares the person of all reference photos with the face of each frame that is most like them; "auto"
+    is the first where the numbers of frames allow it. Raises BadOption.
+    """
+    count, frames = len(reference.frames), len(candidate.frames)
+    fits = count in (1, frames)
+    if how == "frame_by_frame" and not fits:
+        raise BadOption(f"{count} reference and {frames} candidate frames do not pair; set 'compare' to one_person.")
+    if not any(reference.faces):
+        return Comparison((Pair("no face in the reference", None, None, None),), (), recogniser.name)
+    if how == "one_person" or not fits:
+        return _one_person(reference, candidate, recogniser)
+    return _frame_by_frame(reference, candidate, recogniser)
+
+
+def _frame_by_frame(reference: Side, candidate: Side, recogniser: IdentityRecogniser) -> Comparison:
+    from ..idcodeformer.identity import match
+
+    pairs: list[Pair] = []
+    notes: list[str] = []
+    for frame in range(len(candidate.frames)):
+        source = frame if len(reference.frames) > 1 else 0
+        theirs, ours = reference.faces[source], candidate.faces[frame]
+        if not theirs or not ours:
+            where = "the reference" if not theirs else "the candidate"
+            pairs.append(_lone(f"frame {frame}: no face in {where}", reference, candidate, source, frame))
+            continue
+        a = recogniser.embed_faces(reference.frames.pixels[source : source + 1], [theirs])
+        b = recogniser.embed_faces(candidate.frames.pixels[frame : frame + 1], [ours])
+        for i, j, score in match(a, b):
+            title = f"frame {frame}" + (f", face {j} (reference face {i})" if len(theirs) + len(ours) > 2 else "")
+            pairs.append(Pair(title, reference.crop(source, i), candidate.crop(frame, j), score))
+        if len(theirs) != len(ours):
+            notes.append(f"frame {frame}: {len(theirs)} faces in the reference, {len(ours)} in the candidate")
+    return Comparison(tuple(pairs), tuple(notes), recogniser.name)
+
+
+def _one_person(reference: Side, candidate: Side, recogniser: IdentityRecogniser) -> Comparison:
+    from ..idcodeformer.identity import cosine, mean_identity
+
+    photos = reference.largest()
+    person = mean_identity(recogniser.embed_faces(reference.frames.pixels, photos))
+    shown = next(n for n, here in enumerate(photos) if here)
+    picture = Side(reference.frames, tuple(photos)).crop(shown, 0)
+    missing = [n for n, here in enumerate(photos) if not here]
+    notes = [f"reference {n}: no face" for n in missing]
+    pairs: list[Pair] = []
+    for frame, here in enumerate(candidate.faces):
+        if not here:
+            pairs.append(Pair(f"frame {frame}: no face in the candidate", picture, None, None))
+            continue
+        image = candidate.frames.pixels[frame : frame + 1]
+        scores = cosine(recogniser.embed_faces(image, [here]), person)[:, 0].tolist()
+        best = max(range(len(here)), key=lambda n: scores[n])
+        title = f"frame {frame}" + (f", face {best} of {len(here)}" if len(here) > 1 else "")
+        pairs.append(Pair(title, picture, candidate.crop(frame, best), scores[best]))
+    return Comparison(tuple(pairs), tuple(notes), recogniser.name)
+
+
+def _lone(title: str, reference: Side, candidate: Side, source: int, frame: int) -> Pair:
+    there = reference.crop(source, 0) if reference.faces[source] else None
+    here = candidate.crop(frame, 0) if candidate.faces[frame] else None
+    return Pair(title, there, here, None)

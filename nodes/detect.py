@@ -1,0 +1,152 @@
+"""Detect Faces."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..idcodeformer.errors import BadOption
+from . import convert, draw, faces, folders, host
+from .managed import ManagedDetector, built_in_recogniser, model_of
+
+_CROP_SIDE = 512  # px
+_SHOWN_FRAMES, _SHOWN_SIDE = 8, 1024  # pictures on the node, px of their longer side
+
+
+class DetectFaces:
+    """Thin: options and conversions; see faces.find."""
+
+    DESCRIPTION = (
+        "Finds faces in every frame and chooses which of them the following nodes work on: all, the largest, the most "
+        "central, some by number, those inside a mask, or the one most like a reference photo. The picture on the node "
+        "shows what was found, numbered as chosen; what was left out is grey, with the reason."
+    )
+    CATEGORY = "face/ID-CodeFormer"
+    FUNCTION = "detect"
+    RETURN_TYPES = ("FACES", "INT", "IMAGE", "MASK", "IMAGE")
+    RETURN_NAMES = ("faces", "count", "preview", "mask", "crops")
+    OUTPUT_IS_LIST = (False, False, False, False, True)
+    OUTPUT_TOOLTIPS = (
+        "The chosen faces of every frame, for Restore Faces and Identity Score.",
+        "How many faces were chosen, over all frames.",
+        "The image with boxes, landmarks, numbers and scores.",
+        "White inside the ellipse of each chosen face.",
+        "The chosen faces, aligned, 512 px each, as a list; one black crop where there is none.",
+    )
+    SEARCH_ALIASES = ["face detection", "find faces", "retinaface", "scrfd", "face crop", "face mask", "face bbox"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        detectors = folders.choices("detector")
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "One picture, or the frames of a video in one batch."}),
+                "detector": (
+                    detectors,
+                    {
+                        "default": detectors[0],
+                        "tooltip": "The built-in RetinaFace; RetinaFace files in models/facedetection; SCRFD files "
+                        "(det_10g.onnx) in models/insightface where the insightface package is installed.",
+                    },
+                ),
+                "confidence": (
+                    "FLOAT",
+                    {"default": 0.8, "min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
+                     "tooltip": "How sure the detector must be, as a probability. Lower finds more, also wrong ones."},
+                ),
+                "min_eye_distance": (
+                    "FLOAT",
+                    {"default": 5.0, "min": 0.0, "max": 2048.0, "step": 1.0, "round": 0.1,
+                     "tooltip": "Smaller faces are left out: least distance between the eyes, in pixels of the image. "
+                     "A face is about two and a half times as wide."},
+                ),
+                "max_faces": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1000,
+                     "tooltip": "At most so many faces a frame, in the chosen order. 0: no limit."},
+                ),
+                "order": (
+                    ["size", "left_to_right", "score", "centre", "reference"],
+                    {"default": "size",
+                     "tooltip": "How faces are numbered: largest first, from the left, surest first, most central "
+                     "first, or most like the reference first."},
+                ),
+                "keep": (
+                    ["all", "largest", "centre", "indices", "mask", "reference"],
+                    {"default": "all",
+                     "tooltip": "Which faces are chosen: all, the largest, the most central, those numbered in "
+                     "'indices', those whose centre lies inside 'mask', or the one most like 'reference'."},
+                ),
+                "indices": (
+                    "STRING",
+                    {"default": "0",
+                     "tooltip": "For keep = indices: numbers from 0 in the chosen order, as '0, 2' or '0-3'."},
+                ),
+                "min_similarity": (
+                    "FLOAT",
+                    {"default": 0.0, "min": -1.0, "max": 1.0, "step": 0.01, "round": 0.001,
+                     "tooltip": "With order or keep = reference: faces less like the reference than this are left out "
+                     "(cosine similarity), so that no stranger is chosen in frames without the person."},
+                ),
+            },
+            "optional": {
+                "mask": ("MASK", {"tooltip": "For keep = mask. One mask for all frames, or one for each."}),
+                "reference": ("IMAGE", {"tooltip": "Photos of the person sought; the largest face of each counts."}),
+                "model": (
+                    "ID_CODEFORMER",
+                    {"tooltip": "Its recogniser compares with the reference. Without it the built-in one does."},
+                ),
+            },
+        }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, detector: str | None = None, indices: str | None = None) -> bool | str:
+        try:
+            faces.parse_indices(indices or "")
+        except BadOption as error:
+            return str(error)
+        return folders.problem_with("detector", detector) or True
+
+    @classmethod
+    def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
+        return folders.fingerprint_of("detector", detector)
+
+    def detect(
+        self, image: Tensor, detector: str, confidence: float, min_eye_distance: float, max_faces: int, order: str,
+        keep: str, indices: str, min_similarity: float = 0.0, mask: Tensor | None = None,
+        reference: Tensor | None = None, model: Any = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        frames = convert.frames_of(image)
+        options = faces.options_of(confidence, min_eye_distance, max_faces, order, keep, indices)
+        likeness = None
+        with host.work():
+            finder = ManagedDetector(detector).load()
+            if options.order == "reference":
+                likeness = self._likeness(reference, finder, model)
+            masks = convert.masks_for(mask, frames)
+            found = faces.find(frames, finder, options, masks, likeness, min_similarity, host.Progress())
+            return self._outputs(frames, found)
+
+    @staticmethod
+    def _likeness(reference: Tensor | None, finder: Any, model: Any):
+        if reference is None:
+            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
+        recogniser = model_of(model).recogniser() if model is not None else built_in_recogniser().load()
+        if recogniser is None:
+            raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
+        return faces.likeness_to(convert.frames_of(reference, "reference"), finder, recogniser)
+
+    @staticmethod
+    def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
+        from ..idcodeformer.align import align
+
+        both = list(zip(found.faces, found.dropped))
+        preview = [draw.annotate(image, *of) for image, of in zip(frames.pixels, both)]
+        masks = [draw.faces_mask(found.size, here) for here in found.faces]
+        crops = align(frames.pixels, found.faces, _CROP_SIDE).pixels if found.count else torch.zeros(1, 3, 512, 512)
+        plain = convert.Frames(frames.pixels, None)
+        shown = host.show_on_node([draw.thumbnail(p, _SHOWN_SIDE) for p in preview[:_SHOWN_FRAMES]])
+        pictures = [convert.crops_image(crop[None]) for crop in crops]
+        result = (found, found.count, convert.image_of(preview, plain), convert.mask_of(masks, plain), pictures)
+        return {"ui": {"images": shown}, "result": result}

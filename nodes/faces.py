@@ -1,0 +1,128 @@
+"""FACES, the faces of every frame of an image, and how they are found and chosen."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+from torch import Tensor
+
+from ..idcodeformer.errors import BadImage, BadOption
+from ..idcodeformer.types import DetectOptions, Detector, Face, Faces
+
+if TYPE_CHECKING:
+    from ..idcodeformer.identity import IdentityRecogniser
+    from .convert import Frames
+
+_FRAMES_AT_ONCE = 8  # between two steps of the progress bar
+_MOST_LIKE = "reference"
+
+
+@dataclass(frozen=True, eq=False)
+class FoundFaces:
+    """The FACES of the graph: for each frame the chosen faces in order, and those left out, each with the reason."""
+
+    faces: tuple[Faces, ...]
+    dropped: tuple[tuple[tuple[Face, str], ...], ...]
+    size: tuple[int, int]  # (height, width) of the frames, px
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.faces))
+
+
+def faces_of(faces: Any, frames: Frames, name: str = "faces") -> tuple[Faces, ...] | None:
+    """The faces of each frame, checked to belong to this image; None where nothing is linked. Raises BadOption."""
+    if faces is None:
+        return None
+    if not isinstance(faces, FoundFaces):
+        raise BadOption(f"'{name}' is a {type(faces).__name__}; link the faces output of Detect Faces.")
+    here, there = (len(frames), *frames.size), (len(faces.faces), *faces.size)
+    if here != there:
+        text = "{} frames of {}x{} px"
+        raise BadOption(
+            f"'{name}' were found in {text.format(there[0], there[2], there[1])}, but the image has "
+            f"{text.format(here[0], here[2], here[1])}; link the same image to Detect Faces and to this node."
+        )
+    return faces.faces
+
+
+def parse_indices(text: str) -> tuple[int, ...]:
+    """(0, 2, 3, 4) for "0, 2-4". Raises BadOption."""
+    numbers: list[int] = []
+    for part in filter(None, re.split(r"[,;\s]+", text.strip())):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
+        if not found:
+            raise BadOption(f"indices is '{text}'; write numbers from 0 as in '0, 2' or '0-3'.")
+        first = int(found[1])
+        numbers += range(first, int(found[2] or first) + 1)
+    return tuple(dict.fromkeys(numbers))
+
+
+def options_of(
+    confidence: float, min_eye_distance: float, max_faces: int, order: str, keep: str, indices: str
+) -> DetectOptions:
+    """The core's options; keeping the face most like the reference is keeping the first in that order."""
+    if keep == _MOST_LIKE:
+        order, keep, chosen = "reference", "indices", (0,)
+    else:
+        chosen = parse_indices(indices)
+    return DetectOptions(confidence, min_eye_distance, max_faces, order, keep, chosen)  # type: ignore[arg-type]
+
+
+def find(
+    frames: Frames,
+    detector: Detector,
+    options: DetectOptions,
+    masks: Tensor | None = None,
+    likeness: Callable[[Sequence[Tensor], Sequence[Faces]], list[list[float]]] | None = None,
+    min_similarity: float = -1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FoundFaces:
+    """Detect and choose, frame by frame. ``masks`` [B,1,H,W]; ``likeness`` gives one cosine per face."""
+    from ..idcodeformer.detect import select
+
+    kept: list[Faces] = []
+    dropped: list[tuple[tuple[Face, str], ...]] = []
+    for start in range(0, len(frames), _FRAMES_AT_ONCE):
+        images = frames.pixels[start : start + _FRAMES_AT_ONCE]
+        found = detector(list(images), options)
+        similar = likeness(list(images), found) if likeness else [None] * len(found)
+        for number, (faces, scores) in enumerate(zip(found, similar), start):
+            mask = None if masks is None else masks[number]
+            unlike = [] if scores is None else [n for n, score in enumerate(scores) if score < min_similarity]
+            faces, scores, strangers = _without(faces, scores, unlike)
+            choice = select(faces, options, frames.size, mask, scores)
+            kept.append(choice.faces)
+            dropped.append((*((faces[n], reason) for n, reason in choice.dropped), *strangers))
+        if progress:
+            progress(len(kept), len(frames))
+    return FoundFaces(tuple(kept), tuple(dropped), frames.size)
+
+
+def _without(faces: Faces, scores: list[float] | None, unlike: list[int]):
+    if scores is None or not unlike:
+        return faces, scores, ()
+    strangers = tuple((faces[n], f"similarity {scores[n]:.2f}") for n in unlike)
+    rest = [n for n in range(len(faces)) if n not in unlike]
+    return tuple(faces[n] for n in rest), [scores[n] for n in rest], strangers
+
+
+def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecogniser):
+    """A function that scores faces by their likeness to the person in the reference photos (the largest face of each).
+
+    Raises BadImage where no reference photo shows a face.
+    """
+    from ..idcodeformer.identity import cosine, mean_identity
+
+    photos = find(reference, detector, DetectOptions(keep="largest"))
+    if not photos.count:
+        raise BadImage("No face was found in 'reference'; link a photo that shows the person's face.")
+    person = mean_identity(recogniser.embed_faces(reference.pixels, photos.faces))
+
+    def score(images: Sequence[Tensor], faces: Sequence[Faces]) -> list[list[float]]:
+        flat = cosine(recogniser.embed_faces(images, faces), person)[:, 0].tolist()
+        ends = [sum(map(len, faces[:n])) for n in range(len(faces) + 1)]
+        return [flat[a:b] for a, b in zip(ends, ends[1:])]
+
+    return score

@@ -1,0 +1,69 @@
+"""Load ID-CodeFormer."""
+from __future__ import annotations
+
+from typing import Any
+
+from . import folders
+from .managed import NO_RECOGNISER, PARSENET_FILE, IDCodeFormerModel
+
+
+class LoadIDCodeFormer:
+    """Thin: reads what the combos name; see managed.IDCodeFormerModel."""
+
+    DESCRIPTION = (
+        "Loads a CodeFormer for Restore Faces, and the recogniser that scores how much a face stays the same person. "
+        "Works at once with the small models built into the pack. For 512 px put codeformer.pth (or an export of our "
+        "training) into models/facerestore_models."
+    )
+    CATEGORY = "face/ID-CodeFormer"
+    FUNCTION = "load"
+    RETURN_TYPES = ("ID_CODEFORMER",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("Restorer and recogniser, for Restore Faces, Detect Faces and Identity Score.",)
+    SEARCH_ALIASES = ["codeformer", "face restore model loader", "load face restoration model", "arcface"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        models, recognisers = folders.choices("restorer"), folders.choices("recogniser")
+        return {
+            "required": {
+                "model_name": (
+                    models,
+                    {
+                        "default": models[0],
+                        "tooltip": "A CodeFormer (.pth or .safetensors) in models/facerestore_models or "
+                        "models/idcodeformer, or one of the small models built into the pack, which suit faces up to "
+                        "about 128 px.",
+                    },
+                ),
+                "precision": (
+                    ["auto", "fp32", "bf16", "fp16"],
+                    {
+                        "default": "auto",
+                        "tooltip": "auto takes the fastest that is exact enough on this device. Half precision is used "
+                        "for the image generator only, so that the face that is chosen stays the same.",
+                    },
+                ),
+                "recogniser": (
+                    [*recognisers, NO_RECOGNISER],
+                    {
+                        "default": recognisers[0],
+                        "tooltip": "Measures identity: the built-in one, or an ArcFace file (w600k_r50.onnx, "
+                        "arcface_torch .pth) in models/insightface or models/idcodeformer. none: no scores.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model_name: str | None = None, recogniser: str | None = None) -> bool | str:
+        wanted = None if recogniser == NO_RECOGNISER else recogniser
+        return folders.problem_with("restorer", model_name) or folders.problem_with("recogniser", wanted) or True
+
+    @classmethod
+    def IS_CHANGED(cls, model_name: str | None = None, recogniser: str | None = None, **_: Any) -> str:
+        named = (("restorer", model_name), ("recogniser", recogniser), ("parser", PARSENET_FILE))
+        return "\n".join(folders.fingerprint_of(kind, name) for kind, name in named)
+
+    def load(self, model_name: str, precision: str, recogniser: str) -> tuple[IDCodeFormerModel]:
+        return (IDCodeFormerModel(model_name, precision, recogniser),)

@@ -1,0 +1,184 @@
+"""What the loader hands out, with every network's place in memory decided by ComfyUI.
+
+The host caches a node's output and drops it on /free; the weights live in that output and nowhere else, so they go too.
+"""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..idcodeformer.errors import BadOption, MissingWeights
+from . import folders, host
+
+if TYPE_CHECKING:
+    from ..idcodeformer.identity import IdentityRecogniser
+    from ..idcodeformer.parse import FaceParser
+    from ..idcodeformer.restore import CodeFormerRestorer
+    from ..idcodeformer.types import Detector
+
+_log = logging.getLogger(__name__)
+_HEADROOM = 256 << 20  # bytes asked for beside the weights, where the caller has no better estimate
+NO_RECOGNISER = "none"
+PARSENET_FILE = "parsing_parsenet.pth"
+
+
+class _Shelf(nn.Module):
+    """Holds a network for the host, which writes attributes of its own onto the module that it manages."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+
+class Managed:
+    """One network under ComfyUI's model management."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.device = host.compute_device()
+        self._patcher = self._make_patcher()
+
+    def _make_patcher(self) -> Any:
+        try:
+            from comfy.model_management import unet_offload_device
+            from comfy.model_patcher import ModelPatcher
+        except ImportError as error:
+            _log.warning("ID-CodeFormer moves its networks by itself: this ComfyUI has no ModelPatcher (%s).", error)
+            return None
+        return ModelPatcher(_Shelf(self.network), load_device=self.device, offload_device=unet_offload_device())
+
+    def load(self, memory: int = _HEADROOM) -> nn.Module:
+        """The network, wholly on the compute device, with ``memory`` bytes (estimated) free for its activations."""
+        if self._patcher is not None:
+            import comfy.model_management as mm
+
+            # A partial load would leave plain torch layers on the CPU: only comfy.ops layers can fetch their weights.
+            mm.load_models_gpu([self._patcher], memory_required=memory, force_full_load=True)
+        if not self._is_there():  # --novram keeps weights away all the same, and a host without patchers moves nothing
+            self.network.to(self.device)
+        return self.network
+
+    def _is_there(self) -> bool:
+        def same(a: torch.device, b: torch.device) -> bool:
+            return a.type == b.type and (a.index or 0) == (b.index or 0)
+
+        return all(same(p.device, self.device) for p in (*self.network.parameters(), *self.network.buffers()))
+
+
+class IDCodeFormerModel:
+    """The ID_CODEFORMER of the graph: restorer and recogniser, and the parser and the detector once they are needed."""
+
+    def __init__(self, model_name: str, precision: str, recogniser_name: str):
+        from ..idcodeformer.models.execution import choose_precision
+        from ..idcodeformer.weights.loading import build
+
+        self.name = model_name
+        self.precision = choose_precision(host.compute_device(), _allowed(precision))
+        self._restorer = Managed(build(folders.locate("restorer", model_name), "codeformer"))
+        self.config = self._restorer.network.config
+        self._recogniser = None if recogniser_name == NO_RECOGNISER else ManagedRecogniser(recogniser_name)
+        self._parser: Managed | None = None
+        self._detector: ManagedDetector | None = None
+
+    def restorer(self, faces: int) -> CodeFormerRestorer:
+        """The restorer, its network in place, with room for ``faces`` (a guess will do) at once."""
+        from ..idcodeformer.memory import bytes_per_face
+        from ..idcodeformer.restore import CodeFormerRestorer
+
+        network = self._restorer.load(bytes_per_face(self.config) * max(1, faces))
+        return CodeFormerRestorer(network, self._restorer.device, self.precision)
+
+    def recogniser(self) -> IdentityRecogniser | None:
+        """The recogniser, its network in place; None where the loader was told so."""
+        return self._recogniser.load() if self._recogniser else None
+
+    def parser(self, required: bool) -> FaceParser | None:
+        """ParseNet where its file is there; else None, or MissingWeights (file, URL, folder) if ``required``."""
+        from ..idcodeformer.parse import FaceParser
+        from ..idcodeformer.weights.loading import build
+
+        if self._parser is None:
+            try:
+                self._parser = Managed(build(folders.locate("parser", PARSENET_FILE), "parsenet"))
+            except MissingWeights:
+                if required:
+                    raise
+                return None
+        return FaceParser(self._parser.load(), self._parser.device)
+
+    @property
+    def has_parser(self) -> bool:
+        """Whether ParseNet was found when it was last needed."""
+        return self._parser is not None
+
+    def detector(self) -> Detector:
+        """The built-in detector, for images that come without faces."""
+        if self._detector is None:
+            self._detector = built_in_detector()
+        return self._detector.load()
+
+
+class ManagedRecogniser:
+    """A recogniser by the name in its combo."""
+
+    def __init__(self, name: str):
+        from ..idcodeformer.weights.loading import build
+
+        path = folders.locate("recogniser", name)
+        network = build(path, "recogniser")
+        self.name = path.stem
+        self._managed = Managed(network)
+
+    def load(self) -> IdentityRecogniser:
+        from ..idcodeformer.identity import IdentityRecogniser
+
+        return IdentityRecogniser(self._managed.load(), self.name, self._managed.device)
+
+
+class ManagedDetector:
+    """A detector by the name in its combo. SCRFD runs in ONNX Runtime, whose memory the host cannot see."""
+
+    def __init__(self, name: str):
+        from ..idcodeformer.weights.loading import build
+
+        self._path = folders.locate("detector", name)
+        self._managed = None if _is_onnx(self._path) else Managed(build(self._path, "retinaface"))
+
+    def load(self) -> Detector:
+        from ..idcodeformer.detect import RetinaFaceDetector, SCRFDDetector
+
+        if self._managed is None:
+            return SCRFDDetector(self._path, host.compute_device())
+        return RetinaFaceDetector(self._managed.load(), self._managed.device)
+
+
+def built_in_detector() -> ManagedDetector:
+    """The detector of the pack itself."""
+    return ManagedDetector(next(iter(folders.KINDS["detector"].built_in)))
+
+
+def built_in_recogniser() -> ManagedRecogniser:
+    """The recogniser of the pack itself, for nodes without an ID_CODEFORMER."""
+    return ManagedRecogniser(next(iter(folders.KINDS["recogniser"].built_in)))
+
+
+def model_of(model: Any) -> IDCodeFormerModel:
+    """``model`` if it is an ID_CODEFORMER of this pack; raises BadOption otherwise."""
+    if not isinstance(model, IDCodeFormerModel):
+        raise BadOption(f"'model' is a {type(model).__name__}; link the output of Load ID-CodeFormer.")
+    return model
+
+
+def _allowed(precision: str) -> str:
+    """fp32 where the host was started with --force-fp32, and for "auto" on cards that are slow in half precision."""
+    if host.forced_fp32():
+        return "fp32"
+    return "fp32" if precision == "auto" and not host.half_precision_allowed(host.compute_device()) else precision
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"

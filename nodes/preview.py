@@ -1,0 +1,53 @@
+"""What the user sees while faces are restored: one bar over all stages, and the face in work before and after."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..idcodeformer.types import Progress, RestoreOptions
+from . import convert, host
+
+if TYPE_CHECKING:
+    from ..idcodeformer.restore import CodeFormerRestorer
+
+# Share of the bar each stage ends at, by where the time goes on a CPU; on a GPU it is over before one looks.
+_STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "pasting": (0.8, 1.0)}
+
+
+class StagedProgress:
+    """The pipeline's (done, total, what) on one bar of 100 steps."""
+
+    def __init__(self, bar: host.Progress):
+        self._bar = bar
+
+    def __call__(self, done: int, total: int, what: str, shown: Tensor | None = None) -> None:
+        start, end = _STAGES.get(what, (0.0, 1.0))
+        share = start + (end - start) * (done / max(1, total))
+        self._bar(round(100 * share), 100, None if shown is None else convert.pil_of(shown))
+
+
+class PreviewingRestorer:
+    """A restorer that shows each batch of faces as soon as it is done: input on the left, restored on the right."""
+
+    def __init__(self, restorer: CodeFormerRestorer, progress: StagedProgress):
+        self._restorer, self._progress = restorer, progress
+        self.size, self.device = restorer.size, restorer.device
+
+    def __call__(
+        self, pixels: Tensor, options: RestoreOptions | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """As CodeFormerRestorer; the given ``progress`` is replaced by one that carries pictures."""
+        from ..idcodeformer.memory import faces_per_batch
+
+        options = options or RestoreOptions()
+        step = options.batch_size or faces_per_batch(self._restorer.config, self.device)
+        done: list[Tensor] = []
+        for start in range(0, len(pixels), step):
+            part = pixels[start : start + step]
+            self._progress(start, len(pixels), "restoring", torch.cat([part[0], part[0]], 2) if not done else None)
+            restored = self._restorer(part, options)
+            done.append(restored)
+            self._progress(start + len(part), len(pixels), "restoring", torch.cat([part[-1], restored[-1]], 2))
+        return torch.cat(done)

@@ -1,0 +1,60 @@
+"""The text outputs: one line for every face."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from . import convert
+
+if TYPE_CHECKING:
+    from ..idcodeformer.types import FaceReport, Restoration
+    from .compare import Comparison
+    from .managed import IDCodeFormerModel
+
+_MOST_LINES = 400
+
+
+def restoration(
+    result: Restoration, model: IDCodeFormerModel, paste_classes: str, mask: Tensor | None, frames: convert.Frames
+) -> str:
+    """What Restore Faces did, face by face."""
+    restored = [line for line in result.report if line.status == "restored"]
+    head = f"{len(restored)} of {len(result.report)} faces restored in {len(frames)} frames with {model.name}, w "
+    lines = [head + (f"{restored[0].w:g}" if restored else "-")]
+    scores = [line.id_sim_input for line in restored if line.id_sim_input is not None]
+    if scores:
+        lines.append(f"identity to the input: mean {sum(scores) / len(scores):.3f}, lowest {min(scores):.3f}")
+    if mask is not None and len(frames) and convert.masks_for(mask, frames) is None:
+        lines.append("mask: the empty placeholder of Load Image, so the whole picture counts")
+    if paste_classes == "automatic" and restored and not model.has_parser:
+        lines.append("pasted with a soft square: parsing_parsenet.pth is not in models/facedetection")
+    if not result.report:
+        lines.append("no face was found")
+    return _joined(lines + [_face(line) for line in result.report])
+
+
+def _face(line: FaceReport) -> str:
+    text = f"frame {line.image}, face {line.face} (score {line.score:.2f}): {line.status}"
+    if line.reason:
+        text += f", {line.reason}"
+    if line.id_sim_input is not None:
+        text += f", identity {line.id_sim_input:.3f}"
+    if line.id_sim_before is not None and line.id_sim_after is not None:
+        text += f", like the reference {line.id_sim_before:.3f} before, {line.id_sim_after:.3f} after"
+    return text
+
+
+def comparison(result: Comparison, threshold: float) -> str:
+    """What Identity Score measured, pair by pair."""
+    lines = [result.verdict(threshold), f"recogniser {result.recogniser}, threshold {threshold:g}"]
+    for pair in result.pairs:
+        score = "no score" if pair.score is None else f"{pair.score:+.3f}"
+        lines.append(f"{pair.title}: {score}")
+    return _joined(lines + list(result.notes))
+
+
+def _joined(lines: list[Any]) -> str:
+    if len(lines) > _MOST_LINES:
+        lines = lines[:_MOST_LINES] + [f"... and {len(lines) - _MOST_LINES} more lines"]
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Restore Faces."""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..idcodeformer.errors import BadImage
+from ..idcodeformer.types import RestoreOptions
+from . import convert, faces, host, report
+from .managed import IDCodeFormerModel, model_of
+from .preview import PreviewingRestorer, StagedProgress
+from .upscale import upscaler_of
+
+SQUARE = "whole square"
+PASTE_CLASSES = ("automatic", "face and hair", "face without hair", "inner face", SQUARE)
+_INNER_FACE = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # skin, nose, eyes, brows, mouth and lips of ParseNet's labels
+
+
+class RestoreFaces:
+    """Thin: options and conversions; the work is FacePipeline's."""
+
+    DESCRIPTION = (
+        "Restores every face of every frame with CodeFormer and puts it back. Reports for each face how much it stayed "
+        "the same person. A frame without a face passes unchanged (enlarged, if asked)."
+    )
+    CATEGORY = "face/ID-CodeFormer"
+    FUNCTION = "restore"
+    RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING")
+    RETURN_NAMES = ("image", "restored_faces", "original_faces", "mask", "report")
+    OUTPUT_TOOLTIPS = (
+        "The image with its faces restored.",
+        "The restored faces, aligned, in one batch; one black picture where there is none.",
+        "The same faces before restoring.",
+        "How much of each pixel was replaced.",
+        "One line for each face found: restored, or skipped and why, with identity scores.",
+    )
+    SEARCH_ALIASES = ["codeformer", "face restoration", "restore face", "fix face", "face enhance", "gfpgan", "reactor"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("ID_CODEFORMER", {"tooltip": "From Load ID-CodeFormer."}),
+                "image": ("IMAGE", {"tooltip": "One picture, or the frames of a video in one batch."}),
+                "fidelity": (
+                    "FLOAT",
+                    {"default": 0.8, "min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001, "display": "slider",
+                     "tooltip": "CodeFormer's w. 1 stays closest to the input; 0 is cleanest, and freest to change "
+                     "the person."},
+                ),
+                "visibility": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001, "display": "slider",
+                     "tooltip": "How much of the restored face is blended over the original one."},
+                ),
+                "upscale_factor": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 0.25, "max": 8.0, "step": 0.25, "round": 0.01,
+                     "tooltip": "Size of the output relative to the input. The background is enlarged by "
+                     "'upscale_model', or bicubic without it."},
+                ),
+                "face_upsample": (
+                    "BOOLEAN",
+                    {"default": False,
+                     "tooltip": "Enlarge the restored faces with 'upscale_model' too before they are put back."},
+                ),
+                "paste_classes": (
+                    list(PASTE_CLASSES),
+                    {"default": "automatic",
+                     "tooltip": "Which part of the restored square is put back. automatic: face and hair where "
+                     "ParseNet's file is in models/facedetection, else the whole square with soft edges. The others "
+                     "but the last need ParseNet."},
+                ),
+                "colour_match": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Give the restored face the colour statistics of the input face."},
+                ),
+                "gray_mode": (
+                    ["auto", "force", "off"],
+                    {"default": "auto",
+                     "tooltip": "auto keeps faces of black-and-white and tinted pictures without colour; force does so "
+                     "for all; off leaves the colours that the network makes."},
+                ),
+                "border": (
+                    ["constant", "reflect"],
+                    {"default": "constant",
+                     "tooltip": "What the network sees beyond the edge of the picture: the reference's grey, or the "
+                     "picture mirrored."},
+                ),
+                "when_no_face": (
+                    ["pass", "error"],
+                    {"default": "pass", "tooltip": "No face in any frame: pass the image on, or stop with an error."},
+                ),
+            },
+            "optional": {
+                "faces": ("FACES", {"tooltip": "From Detect Faces of the same image. Without it all are restored."}),
+                "upscale_model": ("UPSCALE_MODEL", {"tooltip": "Enlarges the background (and faces: face_upsample)."}),
+                "mask": ("MASK", {"tooltip": "Only here anything changes. One mask for all frames, or one for each."}),
+                "reference": (
+                    "IMAGE",
+                    {"tooltip": "Photos of the person. The report then also says how like them each face was before "
+                     "and after."},
+                ),
+                "min_identity": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001,
+                     "tooltip": "A restored face less like the input face than this (cosine similarity) is not put "
+                     "back. 0: all are."},
+                ),
+            },
+        }  # fmt: skip
+
+    def restore(
+        self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
+        face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,
+        faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
+        min_identity: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
+        options = RestoreOptions(
+            w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
+            border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
+        )  # fmt: skip
+        frames = convert.frames_of(image)
+        with host.work(), upscaler_of(upscale_model) as upscaler:
+            result = _run(model_of(model), frames, options, paste_classes, faces, mask, reference, upscaler)
+        if when_no_face == "error" and not any(result.faces):
+            raise BadImage(
+                "No face was found. Lower 'confidence' or 'min_eye_distance' in Detect Faces, or set when_no_face "
+                "to pass."
+            )
+        pictures = convert.crops_image(result.crops_out.pixels), convert.crops_image(result.crops_in.pixels)
+        text = report.restoration(result, model, paste_classes, mask, frames)
+        return convert.image_of(result.images, frames), *pictures, convert.mask_of(result.masks, frames), text
+
+
+def _run(model, frames, options, paste_classes, given, mask, reference, upscaler):
+    """Everything that computes: the pipeline with the model's parts, over all frames."""
+    from ..idcodeformer.pipeline import FacePipeline
+
+    found = faces.faces_of(given, frames)
+    needs_detector = found is None or reference is not None
+    progress = StagedProgress(host.Progress(100))
+    pipeline = FacePipeline(
+        PreviewingRestorer(model.restorer(faces=8), progress),
+        model.detector() if needs_detector else None,
+        model.recogniser(),
+        None if paste_classes == SQUARE else model.parser(required=paste_classes != PASTE_CLASSES[0]),
+    )
+    masks = convert.masks_for(mask, frames)
+    photos = None if reference is None else list(convert.frames_of(reference, "reference").pixels)
+    return pipeline(
+        frames.pixels, options, faces=found, masks=None if masks is None else list(masks), references=photos,
+        upscaler=upscaler, progress=progress,
+    )  # fmt: skip
+
+
+def _classes(choice: str) -> tuple[int, ...] | None:
+    from ..idcodeformer.parse import REFERENCE_CLASSES_WITHOUT_HAIR
+
+    return {"face without hair": REFERENCE_CLASSES_WITHOUT_HAIR, "inner face": _INNER_FACE}.get(choice)
