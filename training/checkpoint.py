@@ -25,7 +25,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """A reader sees the old file or the new one, never a half: written aside, flushed to disk, renamed."""
     partial = path.with_suffix(path.suffix + ".partial")
     with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, "torch": torch.__version__, **state}, file)
+        torch.save({"format": FORMAT, "torch": str(torch.__version__), **state}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
