@@ -1,0 +1,7 @@
+"""``python -m idcodeformer``: the command line."""
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
