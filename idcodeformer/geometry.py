@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import BadOption
+
 FFHQ_512 = np.array(
     [
         [192.98138, 239.94708],
@@ -49,18 +51,21 @@ def fit_lmeds(landmarks: Tensor, size: int = 512) -> Tensor:
 
     Least median of squares, as the reference aligns (``cv2.estimateAffinePartial2D``, method LMEDS; Rousseeuw 1984): a
     least-squares fit follows outlier points and ends up to 5 crop px elsewhere. Fitted at 512 and scaled, so that every
-    size shows the same part of the picture. Points that LMEDS cannot fit (coincident, say) get the least-squares map.
+    size shows the same part of the picture. Points that LMEDS cannot fit (coincident, say) get the least-squares map;
+    points that are not finite raise BadOption.
     """
     import cv2
 
     points = landmarks.detach().double().cpu().numpy()
+    if not np.isfinite(points).all():
+        raise BadOption("Landmarks hold NaN or infinity; detect the face again, or leave it out.")
     fits = np.zeros((len(points), 2, 3))
     for i, face in enumerate(points):
         # OpenCV meets points that all coincide with a failed assertion instead of a missing result.
-        degenerate = not np.isfinite(face).all() or np.ptp(face, axis=0).max() < 1e-6
+        degenerate = np.ptp(face, axis=0).max() < 1e-6
         fit = None if degenerate else cv2.estimateAffinePartial2D(face, FFHQ_512, method=cv2.LMEDS)[0]
         if fit is None or not np.isfinite(fit).all() or abs(np.linalg.det(fit[:, :2])) < 1e-12:
-            fit = fit_similarity(np.nan_to_num(face), FFHQ_512)
+            fit = fit_similarity(face, FFHQ_512)
         fits[i] = rescale(fit, size / 512)
     return torch.from_numpy(fits).float()
 
