@@ -200,6 +200,7 @@ class FacePipeline:
     ) -> tuple[FaceReport, ...]:
         """One line for every face found, by image and by its position among the faces found."""
         lines: list[FaceReport] = []
+        reached = scores.reach(options.min_identity)
         crop = 0
         for image, (here, selection) in enumerate(zip(found, chosen)):
             places = {face: crop + i for i, face in enumerate(selection.indices)}
@@ -207,11 +208,15 @@ class FacePipeline:
             crop += len(places)
             for number, face in enumerate(here):
                 box = tuple(float(v) for v in face.box.tolist())
+                kept = None
                 if number in places:
-                    outcome = _outcome(scores.of(places[number]), options)
+                    place = places[number]
+                    outcome = _outcome(scores.of(place), options)
+                    if outcome[0] == "restored":
+                        kept = sum(reached[:place]) if reached else place
                 else:
                     outcome = ("skipped", reasons[number])
-                lines.append(FaceReport(image, number, box, float(face.score), *outcome))
+                lines.append(FaceReport(image, number, box, float(face.score), *outcome, crop=kept))
         return tuple(lines)
 
 

@@ -26,11 +26,10 @@ def comparison(before: Tensor, after: Tensor, result: Restoration) -> Tensor:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     rows = [_row([(_image(before[0], size), "before"), (_image(after[0], size), "after")])]
     lines = [line for line in result.report if line.image == 0 and line.status == "restored"]
-    shown = [n for n, image in enumerate(result.crops_in.image_index.tolist()) if image == 0]
     pairs = []
-    for crop, line in zip(shown, lines):
-        left = _image(result.crops_in.pixels[crop], (_TILE, _TILE))
-        right = _image(result.crops_out.pixels[crop], (_TILE, _TILE))
+    for line in lines:
+        left = _image(result.crops_in.pixels[line.crop], (_TILE, _TILE))
+        right = _image(result.crops_out.pixels[line.crop], (_TILE, _TILE))
         pairs.append((_row([(left, ""), (right, "")], gap=0), face_caption(line)))
     across = max(1, rows[0].width // (2 * _TILE + _GAP))
     rows += [_row(pairs[start : start + across]) for start in range(0, len(pairs), across)]

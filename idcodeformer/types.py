@@ -132,6 +132,7 @@ class FaceReport:
     id_sim_input: float | None = None  # restored face against the input crop
     id_sim_before: float | None = None  # input crop against the reference photos
     id_sim_after: float | None = None  # restored face against the reference photos
+    crop: int | None = None  # index in the crops of the Restoration; None where skipped
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
