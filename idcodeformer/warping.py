@@ -88,7 +88,10 @@ def _span(low: float, high: float, length: int, factor: int, border: Border) -> 
         # What lies outside is seen again inside: read the whole side it mirrors.
         low, high = min(low, 2 * length - high), max(high, -low)
     start = min(max(0, math.floor(low)), length - 1)
-    return start, max(start + 1, min(length, math.ceil(high) + 1))
+    stop = max(start + 1, min(length, math.ceil(high) + 1))
+    if stop == length:
+        start = max(0, start - (start - stop) % factor)  # whole blocks up to the edge, so that it stays where it is
+    return start, stop
 
 
 def _groups(plans: dict[int, _Plan], size: int) -> list[list[int]]:

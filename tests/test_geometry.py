@@ -183,8 +183,8 @@ def test_reading_only_a_region_changes_nothing(border: str) -> None:
         moved[..., 2:] -= inner[..., :2] @ torch.full((1, 2, 1), float(pad))
         crop = warp(image[None], inner, torch.tensor([0]), 48, border)
         wanted = warp(padded[None], moved, torch.tensor([0]), 48, border)
-        # The far edge is averaged in whole blocks, which shifts a mirrored border by less than one crop pixel.
-        assert (crop - wanted).abs().mean() < (2e-3 if border == "constant" else 6e-3)
+        # Which pixels are averaged together depends on where the region begins, hence not to the last bit.
+        assert (crop - wanted).abs().mean() < 2e-3 and (crop - wanted).abs().max() < 0.02
 
 
 def test_many_faces_of_many_pictures_equal_one_by_one() -> None:
