@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from idcodeformer.errors import MissingWeights, UnsupportedWeights
+from idcodeformer.weights.loading import read_state
 
 Features = tuple[Tensor, ...]
 
@@ -165,12 +165,6 @@ def _build_empty(state: Mapping[str, Tensor], path: str) -> PerceptualDistance:
     )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
 @torch.no_grad()
 def load_perceptual(path: str | Path, heads: str | Path | None = None) -> PerceptualDistance:
     """Build the distance that a file holds; which one is read off its keys. The result is frozen and in eval mode.
@@ -184,10 +178,10 @@ def load_perceptual(path: str | Path, heads: str | Path | None = None) -> Percep
     for file in (path, heads):
         if file is not None and not Path(file).is_file():
             raise MissingWeights(f"Perceptual weights {file} are not there; give the path of the file.")
-    state = _read(Path(path))
+    state = dict(read_state(path)[0])
     net = _build_empty(state, str(path))
     if heads is not None:
-        state.update({k: v for k, v in _read(Path(heads)).items() if _HEAD_KEY.match(k)})
+        state.update({k: v for k, v in read_state(heads)[0].items() if _HEAD_KEY.match(k)})
     head_keys = _numbered(state, _HEAD_KEY)
     if len(head_keys) != len(net.heads):
         raise MissingWeights(
