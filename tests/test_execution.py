@@ -1,0 +1,178 @@
+"""The engine does what the network does, and leaves the network alone."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from idcodeformer.errors import BadOption, NoDevice
+from idcodeformer.models import strips
+from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.models.execution import accelerate, choose_precision
+
+TINY = CodeFormerConfig(
+    img_size=32, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(8,), codebook_size=32, emb_dim=16,
+    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(8, 16, 32),
+)  # fmt: skip
+ODD = CodeFormerConfig(
+    img_size=28, nf=12, ch_mult=(1, 3), attn_resolutions=(14, 28), codebook_size=20, emb_dim=8,
+    dim_embd=16, dim_mlp=24, n_head=4, n_layers=2, res_blocks=1, connect_list=(28,),
+)  # fmt: skip
+
+
+def build(cfg: CodeFormerConfig) -> CodeFormer:
+    """Weights away from their initial values: norms that scale and shift, codes far apart, positions not zero."""
+    torch.manual_seed(3)
+    net = CodeFormer(cfg).eval().requires_grad_(False)
+    for name, p in net.named_parameters():
+        if p.ndim == 1 or "embedding" in name or "position" in name:
+            p.add_(0.3 * torch.randn_like(p))
+    net.idx_pred_layer[1].weight.mul_(8)  # margins far above rounding, so that codes are comparable
+    return net
+
+
+def faces(cfg: CodeFormerConfig, n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 3, cfg.img_size, cfg.img_size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """dB, peak 2: the range of the network's images."""
+    return float(-10 * ((a - b) / 2).square().mean().log10())
+
+
+@pytest.fixture(params=["one strip", "many strips", "without oneDNN operators"])
+def layout(request, monkeypatch):
+    """The same sums whatever the strip height and whichever operators torch has."""
+    if request.param != "one strip":
+        monkeypatch.setattr(strips, "STRIP_BYTES", 9000)
+    if request.param == "without oneDNN operators":
+        monkeypatch.setattr(strips, "_onednn_ops", lambda: None)
+
+
+@pytest.mark.parametrize("cfg", [TINY, ODD], ids=["tiny", "odd"])
+@pytest.mark.parametrize("w,adain", [(0.0, True), (0.7, False), (1.0, True)])
+def test_fp32_equals_the_network(cfg, w, adain, layout):
+    net, x = build(cfg), faces(cfg)
+    image, logits, feat = net(x, w, adain)
+    got = accelerate(net, "cpu", "fp32")(x, w, adain)
+    torch.testing.assert_close(got[0], image, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(got[1], logits, atol=2e-4, rtol=1e-5)
+    torch.testing.assert_close(got[2], feat, atol=2e-5, rtol=1e-5)
+    assert torch.equal(got[1].argmax(2), logits.argmax(2))
+
+
+def test_mixed_precision_rounds_the_image_only(layout):
+    net, x = build(TINY), faces(TINY)
+    exact, mixed = accelerate(net, "cpu", "fp32"), accelerate(net, "cpu", "bf16")
+    for ours, theirs in zip(mixed(x, 0.7, True)[1:], exact(x, 0.7, True)[1:]):
+        assert torch.equal(ours, theirs)  # logits and encoder output: the same arithmetic
+    image, rounded = exact(x, 0.7, True)[0], mixed(x, 0.7, True)[0]
+    assert rounded.dtype == torch.float32
+    assert 40 < psnr(rounded, image) < 90  # close, and really in lower precision
+
+
+def test_each_face_its_own_w():
+    net, x = build(TINY), faces(TINY, 3)
+    engine = accelerate(net, "cpu", "fp32")
+    state = engine.encode(x)
+    together = engine.decode(state, torch.tensor([0.0, 0.4, 1.0]))
+    for i, w in enumerate((0.0, 0.4, 1.0)):
+        assert torch.allclose(together[i], engine.decode(state, w)[i], atol=1e-6)
+    assert torch.allclose(engine.decode(state, torch.tensor(0.4)), engine.decode(state, 0.4), atol=1e-6)
+    assert (together[1] - together[2]).abs().max() > 1e-3
+
+
+def test_batch_does_not_change_a_face():
+    net, x = build(TINY), faces(TINY, 3)
+    engine = accelerate(net, "cpu", "fp32")
+    image = engine(x, 0.5)[0]
+    assert all(torch.equal(image[i : i + 1], engine(x[i : i + 1], 0.5)[0]) for i in range(3))
+
+
+def test_w_zero_computes_no_fusion():
+    net = build(TINY)
+    for p in net.fuse_convs_dict.parameters():
+        p.fill_(float("nan"))
+    engine = accelerate(net, "cpu", "fp32")
+    assert engine(faces(TINY), 0.0)[0].isfinite().all()
+    assert engine(faces(TINY), 0.1)[0].isnan().any()
+
+
+def test_states_pass_between_engine_and_network():
+    net, x = build(TINY), faces(TINY)
+    engine = accelerate(net, "cpu", "fp32")
+    ours, theirs = net.decode(engine.encode(x), 0.6), engine.decode(net.encode(x), 0.6)
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_kept_results_are_not_overwritten():
+    net, x = build(TINY), faces(TINY)
+    engine = accelerate(net, "cpu", "fp32")
+    state, image = engine.encode(x), engine(x, 0.5)[0]
+    kept = (image, state.lq_feat, state.logits, state.quant, *state.features.values())
+    before = [t.clone() for t in kept]
+    engine(-x, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(before, kept))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_network_and_process_stay_as_they_were(precision):
+    net, x = build(TINY), faces(TINY)
+    before = copy.deepcopy(net.state_dict())
+    strides = {k: v.stride() for k, v in net.state_dict().items()}
+    image = net(x, 0.5)[0]
+    engine = accelerate(net, "cpu", precision)
+    engine(x, 0.5)
+    engine.release()
+    after = net.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) and after[k].dtype == before[k].dtype for k in before)
+    assert {k: v.stride() for k, v in after.items()} == strides
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert torch.equal(net(x, 0.5)[0], image)
+    net.requires_grad_(True)(x, 0.5, code_selection="straight_through")[0].mean().backward()  # it still trains
+    assert net.encoder.blocks[0].weight.grad.abs().sum() > 0
+
+
+def test_scratch_settles():
+    """Reused, not grown: after the second face no new buffer is made."""
+    engine = accelerate(build(TINY), "cpu", "fp32")
+    sizes = []
+    for _ in range(4):
+        engine(faces(TINY, 1), 0.5)
+        sizes.append(engine.scratch_bytes)
+    assert sizes[1] == sizes[2] == sizes[3] > 0
+    engine.release()
+    assert engine.scratch_bytes == 0
+    assert engine(faces(TINY, 1), 0.5)[0].isfinite().all()
+
+
+def test_strips_cover_every_row_once():
+    limit = strips.STRIP_BYTES
+    for height, row_bytes in ((1, 10), (7, limit), (512, limit // 9), (5, 3 * limit)):
+        rows = [r for a, b in strips.strips(height, row_bytes) for r in range(a, b)]
+        assert rows == list(range(height))
+
+
+def test_moments_survive_a_large_mean():
+    """A single-pass variance in float32 would lose all digits here."""
+    rows = torch.randn(40, 16, 8, generator=torch.Generator().manual_seed(1)) + 3000
+    moments = strips.Moments()
+    for a in range(0, 40, 10):
+        moments.add(rows[a : a + 10])
+    norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
+    scale, shift = moments.affine(norm)
+    want = torch.nn.functional.group_norm(rows.double().permute(2, 0, 1)[None], 4, eps=1e-6)[0].permute(1, 2, 0)
+    assert (rows.double() * scale.double() + shift.double() - want).abs().max() < 2e-3
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(BadOption, match="int3"):
+        choose_precision("cpu", "int3")
+    with pytest.raises(BadOption, match="fp16"):
+        choose_precision("cpu", "fp16")
+    assert choose_precision("cpu", "auto") in ("fp32", "bf16")
+    if not torch.cuda.is_available():
+        with pytest.raises(NoDevice, match="cpu"):
+            accelerate(build(TINY), "cuda")
