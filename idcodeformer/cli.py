@@ -66,6 +66,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
+    look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
+                      help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
     look.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "

@@ -61,6 +61,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         gray=args.gray,
         parse_classes=REFERENCE_CLASSES_WITHOUT_HAIR if args.no_hair else None,
         batch_size=args.batch_size,
+        min_identity=args.min_identity,
     )
     return options, detect_options_of(args)
 

@@ -58,6 +58,11 @@ def grid(rows: Sequence[Sequence[tuple[Tensor, str]]], height: int) -> Tensor:
     return _tensor(_stack(drawn))
 
 
+def stacked(sheets: Sequence[Tensor]) -> Tensor:
+    """Sheets [3,h,w] of any widths under one another, as [3,H,W]."""
+    return _tensor(_stack([_image(sheet, (sheet.shape[-1], sheet.shape[-2])) for sheet in sheets], margin=0))
+
+
 def marked(picture: Tensor, faces: Faces) -> Tensor:
     """``picture`` [3,H,W] with a box, five points and number and score drawn for every face."""
     from PIL import ImageDraw
@@ -99,15 +104,15 @@ def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
     return row
 
 
-def _stack(rows: Sequence[Image]) -> Image:
+def _stack(rows: Sequence[Image], margin: int = _GAP) -> Image:
     from PIL import Image as pil
 
-    width = max(row.width for row in rows) + 2 * _GAP
-    sheet = pil.new("RGB", (width, sum(row.height + _GAP for row in rows) + _GAP), _PAPER)
-    top = _GAP
+    width = max(row.width for row in rows) + 2 * margin
+    sheet = pil.new("RGB", (width, sum(row.height + margin for row in rows) + margin), _PAPER)
+    top = margin
     for row in rows:
-        sheet.paste(row, (_GAP, top))
-        top += row.height + _GAP
+        sheet.paste(row, (margin, top))
+        top += row.height + margin
     return sheet
 
 
