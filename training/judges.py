@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idcodeformer.geometry import arcface_crop
+from idcodeformer.weights.store import find, sha256_of
 
 from .config import ConfigError
 from .fid import load_extractor
 from .metrics import psnr, ssim, to_8bit
 from .perceptual import PerceptualDistance, load_perceptual
-from .subjects import file_digest, load_network, locate, split_name
+from .subjects import load_network, split_name
 
 Role = Literal["loss", "independent"]
 Figures = dict[str, np.ndarray]  # name -> [N] or [N,D]
@@ -87,15 +87,15 @@ def load_judges(
     distance = None if perceptual is None else load_perceptual(perceptual, perceptual_heads).to(device)
     extractor = None if fid_weights is None else load_extractor(fid_weights).to(device)
     files = [perceptual, perceptual_heads, fid_weights]
-    digests = [f"{j.name} {j.digest}" for j in recognisers] + [file_digest(Path(f)) if f else "" for f in files]
+    digests = [f"{j.name} {j.digest}" for j in recognisers] + [sha256_of(f) if f else "" for f in files]
     return Judges(tuple(recognisers), distance, extractor, " ".join(digests))
 
 
 def _recogniser(text: str, role: Role, device: torch.device) -> RecogniserJudge:
     name, source = split_name(text)
-    path = locate(source, "recogniser")
+    path = find(source, "recogniser")
     net = load_network(path, "recogniser").to(device)
-    return RecogniserJudge(name, role, net, file_digest(path), path.stem)
+    return RecogniserJudge(name, role, net, sha256_of(path), path.stem)
 
 
 def check_independence(judges: Judges, used: dict[str, list[str]]) -> None:

@@ -1,7 +1,6 @@
 """What is put before the judges: the degraded input, models at several w, the ceiling, and the truth itself."""
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from idcodeformer.models.codeformer import CodeFormer
 from idcodeformer.models.vqgan import VQAutoEncoder
+from idcodeformer.weights.store import find, sha256_of
 
 from .config import ConfigError
 
@@ -99,7 +99,7 @@ class CeilingSubject(_Fixed):
     def __init__(self, name: str, path: Path, net: VQAutoEncoder | CodeFormer):
         self.net = net
         self.rows = [Row("ceiling", f"VQGAN reconstruction of the truth ({name})")]
-        self.key = f"ceiling {file_digest(path)}"
+        self.key = f"ceiling {sha256_of(path)}"
 
     @torch.no_grad()
     def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
@@ -109,30 +109,12 @@ class CeilingSubject(_Fixed):
         return [(net.generator(codes).clamp(-1, 1) + 1) / 2]
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def split_name(text: str) -> tuple[str, str]:
     """``NAME=PATH`` or ``PATH`` or a name the store knows -> (name to print, path or store name)."""
     name, equals, path = text.partition("=")
     if equals and name and "/" not in name:
         return name, path
     return Path(text).stem, text
-
-
-def locate(path_or_name: str, kind: str) -> Path:
-    """A file by path, or by the name of an embedded or downloaded model."""
-    if Path(path_or_name).is_file():
-        return Path(path_or_name)
-    from idcodeformer.weights.store import find
-
-    return Path(find(path_or_name, kind))
 
 
 def load_network(path: Path, kind: str | None) -> nn.Module:
@@ -164,20 +146,20 @@ def identity_files(path: Path, net: nn.Module) -> list[str]:
 def load_model(text: str, ws: Sequence[float], adain: bool, device: torch.device) -> tuple[ModelSubject, list[str]]:
     """A model to measure, from ``NAME=PATH``, and the recognisers its loss used."""
     name, source = split_name(text)
-    path = locate(source, "codeformer")
+    path = find(source, "codeformer")
     net = load_network(path, "codeformer")
     if not isinstance(net, CodeFormer):
         raise ConfigError(f"{path} holds {type(net).__name__}, not a CodeFormer: name a stage II or III result.")
     if any(ws) and not net.config.connect_list:
         raise ConfigError(f"{path} has no fusion blocks (connect_list is empty); only --w 0 can be measured.")
     known = identity_files(path, net)
-    return ModelSubject(name, file_digest(path), net.to(device), ws, adain), known
+    return ModelSubject(name, sha256_of(path), net.to(device), ws, adain), known
 
 
 def load_ceiling(text: str, size: int, device: torch.device) -> CeilingSubject:
     """The autoencoder of a stage I file, or the encoder, codes and generator of a CodeFormer file."""
     name, source = split_name(text)
-    path = locate(source, "vqgan")
+    path = find(source)
     net = load_network(path, None)
     if not isinstance(net, (VQAutoEncoder, CodeFormer)):
         raise ConfigError(f"{path} holds {type(net).__name__}; --ceiling takes a stage I (VQGAN) or a CodeFormer file.")
