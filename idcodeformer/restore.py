@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol, Sequence, get_args
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -10,36 +10,10 @@ from torch import Tensor
 from .device import resolve_device
 from .errors import BadImage, BadOption, UnsupportedWeights
 from .memory import faces_per_batch, in_batches
-from .models.codeformer import CodeFormer, CodeFormerConfig, CodeState
+from .models.codeformer import CodeFormer, CodeFormerConfig
+from .models.execution import Precision, accelerate
 from .types import Progress, RestoreOptions
 from .validation import check_images
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-class Execution(Protocol):
-    """One way of running a CodeFormer; x and images are in [-1,1]."""
-
-    def encode(self, x: Tensor) -> CodeState: ...
-
-    def decode(self, state: CodeState, w: float | Tensor, adain: bool) -> Tensor: ...
-
-
-class DirectExecution:
-    """The network as it stands; below fp32, generator and fusion run under autocast."""
-
-    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
-        if precision == "auto":
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        self.network, self.device = network, device
-        self.low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-    def encode(self, x: Tensor) -> CodeState:
-        return self.network.encode(x)
-
-    def decode(self, state: CodeState, w: float | Tensor, adain: bool) -> Tensor:
-        with torch.autocast(self.device.type, self.low, enabled=self.low is not None):
-            return self.network.decode(state, w, adain)
 
 
 class CodeFormerRestorer:
@@ -47,17 +21,16 @@ class CodeFormerRestorer:
 
     ``restorer(pixels, options)``: pixels [N,3,size,size] RGB in [0,1], FFHQ-aligned -> the same shape, restored, on the
     device of ``pixels``. ``network`` is the nn.Module, ``config`` its numbers, ``size`` the side of its crops in px.
+    The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
     """
 
     def __init__(self, network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"):
-        if precision not in get_args(Precision):
-            raise BadOption(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}.")
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
-        self.precision = precision
-        self._execution: Execution = DirectExecution(self.network, self.device, precision)
+        self._engine = accelerate(self.network, self.device, precision)
+        self.precision = self._engine.precision
 
     @property
     def config(self) -> CodeFormerConfig:
@@ -108,10 +81,10 @@ class CodeFormerRestorer:
         def step(start: int, stop: int) -> None:
             x = pixels[start:stop].to(self.device, torch.float32, non_blocking=True)
             with torch.inference_mode():
-                state = self._execution.encode(x * 2 - 1)
+                state = self._engine.encode(x * 2 - 1)
                 for i, w in enumerate(ws):
                     each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
-                    image = self._execution.decode(state, each, options.adain).float()
+                    image = self._engine.decode(state, each, options.adain).float()
                     out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
 
         in_batches(len(pixels), batch, step, progress)

@@ -1,21 +1,23 @@
 """Fast inference: the same network, run in the way that suits the device.
 
-``accelerate(network, device, precision)`` reads the weights of a ``CodeFormer`` once and returns an ``Engine``. The module
-is not changed, so training and export see standard weights, and no global state is (allocator, default dtype, threads),
-so an engine is safe inside another program.
+``accelerate(network, device, precision)`` reads the weights of a ``CodeFormer`` once and returns an ``Engine``. The
+module is not changed, so training and export see standard weights, and no global state is (allocator, default dtype,
+threads), so an engine is safe inside another program.
 
 Precision. A code that changes is a face that changes, and rounding upstream of the codes does change them, so encoder,
 Transformer and logits always run in float32. "bf16" and "fp16" concern generator and fusion only.
 """
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import Iterator, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import BadOption, NoDevice
+from ..device import resolve_device
+from ..errors import BadOption
 from .codeformer import CodeFormer, CodeState, adain_codes
 from .strip_blocks import Map, RunFuse, compile_blocks
 from .strips import Scratch, as_rows
@@ -25,15 +27,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(device: torch.device | str, precision: Precision = "auto") -> Precision:
-    """What "auto" means on a device: bf16 where its arithmetic is native, else fp16 on CUDA and fp32 elsewhere.
+    """What "auto" means on a device: on CUDA bf16 where it is native, else fp16; elsewhere fp32.
 
-    Raises BadOption for an unknown name, and for fp16 on the CPU, where it is slower than fp32.
+    On a CPU bf16 pays only where it is native (AVX512-BF16, AMX), so it is left to who asks for it. Raises BadOption
+    for an unknown name, and for fp16 on the CPU, where it is slower than fp32.
     """
     kind = torch.device(device).type
     if precision == "auto":
-        if kind == "cuda":
-            return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-        return "bf16" if kind == "cpu" and _native_bf16() else "fp32"
+        if kind != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if precision not in _DTYPES:
         raise BadOption(f"precision is {precision!r}; use auto, {', '.join(_DTYPES)}.")
     if precision == "fp16" and kind == "cpu":
@@ -41,22 +44,14 @@ def choose_precision(device: torch.device | str, precision: Precision = "auto") 
     return precision
 
 
-def _native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; elsewhere it is emulated and slower than fp32."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in probes)
-
-
 def accelerate(
     network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"
 ) -> "Engine":
     """An engine with the weights that ``network`` has now; build another after changing them.
 
-    device: where to run; None = where the network is. precision: see the module's text.
+    device: where to run; None = where the network is. precision: see the module's text. Raises NoDevice, BadOption.
     """
-    device = torch.device(device) if device is not None else network.position_emb.device
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise NoDevice("CUDA was asked for, and torch finds no CUDA device; use device cpu.")
+    device = network.position_emb.device if device is None else resolve_device(device)
     precision = choose_precision(device, precision)
     kind = StripEngine if device.type == "cpu" else ModuleEngine
     return kind(network, device, precision)
@@ -102,6 +97,8 @@ class StripEngine(Engine):
 
     def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
         super().__init__(network, device, precision)
+        if network.position_emb.device != device:
+            network = copy.deepcopy(network).to(device)
         sides = network.config.connect_list
         with torch.inference_mode():
             self._network = network
@@ -110,7 +107,7 @@ class StripEngine(Engine):
             self._fuse = {s: RunFuse(network.fuse_convs_dict[str(s)], self.dtype) for s in sides}
         self._enc_taps = {i: s for s, i in network.encoder.taps.items() if s in sides}
         self._gen_taps = {i: s for s, i in network.generator.taps.items() if s in sides}
-        self._scratch = Scratch()
+        self._idle: list[Scratch] = []
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodeState:
@@ -118,53 +115,63 @@ class StripEngine(Engine):
         lq_feat = torch.empty(n, cfg.emb_dim, cfg.latent_side, cfg.latent_side)
         shapes = {s: (n, cfg.channels_at(s), s, s) for s in self._enc_taps.values()}
         features = {s: torch.empty(shape, memory_format=torch.channels_last) for s, shape in shapes.items()}
-        for i, face in enumerate(x.to("cpu", torch.float32)):
-            self._encode_one(face, lq_feat[i], {s: f[i] for s, f in features.items()})
+        with self._scratch() as scratch:
+            for i, face in enumerate(x.to("cpu", torch.float32)):
+                self._encode_one(face, lq_feat[i], {s: f[i] for s, f in features.items()}, scratch)
         logits = self._network.predict(lq_feat)
         return CodeState(logits, self._network.select(logits), lq_feat, features)
 
-    def _encode_one(self, x: Tensor, lq_feat: Tensor, features: dict[int, Tensor]) -> None:
+    def _encode_one(self, x: Tensor, lq_feat: Tensor, features: dict[int, Tensor], scratch: Scratch) -> None:
         """Fills ``lq_feat`` and ``features``; scratch memory is reused, so what the caller keeps is copied out."""
-        m = Map.take(self._scratch, *x.shape[1:], x.shape[0], torch.float32)
+        m = Map.take(scratch, *x.shape[1:], x.shape[0], torch.float32)
         m.rows.copy_(x.permute(1, 2, 0))
         for i, run in enumerate(self._encoder):
             if run is not None:
-                m = run(m, self._scratch)
+                m = run(m, scratch)
             if i in self._enc_taps:
                 features[self._enc_taps[i]].copy_(m.rows.permute(2, 0, 1))
         lq_feat.copy_(m.rows.permute(2, 0, 1))
-        self._scratch.give(m.rows)
+        scratch.give(m.rows)
 
     @torch.inference_mode()
     def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
         codes = adain_codes(state) if adain else state.quant
         n, side = codes.shape[0], self.config.img_size
         out = torch.empty(n, 3, side, side)
-        for i, weight in enumerate(_per_face(w, n)):
-            features = {s: as_rows(f[i : i + 1]) for s, f in state.features.items()}
-            fuse = isinstance(weight, Tensor) or weight > 0
-            out[i] = self._decode_one(codes[i], features if fuse else {}, weight)
+        with self._scratch() as scratch:
+            for i, weight in enumerate(_per_face(w, n)):
+                fuse = isinstance(weight, Tensor) or weight > 0
+                features = {s: as_rows(f[i : i + 1]) for s, f in state.features.items()} if fuse else {}
+                self._decode_one(codes[i], features, weight, out[i], scratch)
         return out
 
-    def _decode_one(self, codes: Tensor, features: dict[int, Tensor], w: float | Tensor) -> Tensor:
-        m = Map.take(self._scratch, *codes.shape[1:], codes.shape[0], self.dtype)
+    def _decode_one(
+        self, codes: Tensor, features: dict[int, Tensor], w: float | Tensor, out: Tensor, scratch: Scratch
+    ) -> None:
+        m = Map.take(scratch, *codes.shape[1:], codes.shape[0], self.dtype)
         m.rows.copy_(codes.permute(1, 2, 0))
         for i, run in enumerate(self._generator):
             if run is not None:
-                m = run(m, self._scratch)
+                m = run(m, scratch)
             side = self._gen_taps.get(i)
             if side in features:
-                m = self._fuse[side](features[side], m, w, self._scratch)
-        image = m.rows.permute(2, 0, 1).float()
-        self._scratch.give(m.rows)
-        return image
+                m = self._fuse[side](features[side], m, w, scratch)
+        out.copy_(m.rows.permute(2, 0, 1))
+        scratch.give(m.rows)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Scratch memory of one call: threads never share it, and a call that fails drops it."""
+        scratch = self._idle.pop() if self._idle else Scratch()
+        yield scratch
+        self._idle.append(scratch)
 
     @property
     def scratch_bytes(self) -> int:
-        return self._scratch.nbytes
+        return sum(scratch.nbytes for scratch in self._idle)
 
     def release(self) -> None:
-        self._scratch = Scratch()
+        self._idle.clear()
 
 
 class ModuleEngine(Engine):
