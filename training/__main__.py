@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="run one stage")
     train.add_argument("--config", help="YAML file, e.g. training/configs/mini/stage1.yaml")
-    train.add_argument("--resume", help="checkpoint to go on from, or 'auto' for last.ckpt of the run folder if there is one")
+    train.add_argument("--resume", help="checkpoint to go on from; 'auto': last.ckpt of the run folder, if any")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. steps=1000 optim.lr=1e-4")
     train.set_defaults(func=_train)
     for name in COMMANDS:

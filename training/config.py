@@ -1,218 +1,132 @@
-"""All that a run can be told, as dataclasses. YAML files and ``key=value`` overrides are merged over them by OmegaConf,
-which refuses unknown keys and wrong types by name."""
+"""YAML files and ``key=value`` overrides -> a checked ``TrainConfig``. OmegaConf does the merging; whatever it or the
+checks refuse becomes a ConfigError that names the key."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Sequence, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-STAGES = ("recogniser", "stage1", "stage2", "stage3", "stage3_id")
+from .config_check import check
+from .errors import ConfigError
+from .schema import (
+    STAGES,
+    CodebookConfig,
+    DataConfig,
+    DegradationConfig,
+    FidelityConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    RecogniserConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "STAGES", "CodebookConfig", "ConfigError", "DataConfig", "DegradationConfig", "FidelityConfig", "LossConfig",
+    "NetConfig", "OptimConfig", "RecogniserConfig", "TrainConfig", "check", "from_dict", "load_config", "save_yaml",
+    "to_dict",
+]  # fmt: skip
 
 
-class ConfigError(ValueError):
-    """A key or a value in a configuration is wrong; the message names it."""
+def _plain(loaded: Any, source: str) -> dict[str, Any]:
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{source} does not hold keys and values.")
+    return OmegaConf.to_container(loaded, resolve=False)  # type: ignore[return-value]
 
 
-@dataclass
-class DegradationConfig:
-    """Ranges of blind degradation, in the order of application (CodeFormer section 4.1). Each is [low, high]."""
-
-    kernel_size: int = 41  # px, odd; Gaussian blur
-    sigma: list[float] = field(default_factory=lambda: [1.0, 15.0])  # px of the full-size image
-    anisotropic: float = 0.5  # probability that both axes of the blur get their own sigma and an angle
-    downscale: list[float] = field(default_factory=lambda: [4.0, 30.0])  # factor
-    noise: list[float] = field(default_factory=lambda: [0.0, 20.0])  # standard deviation in grey levels of 255
-    jpeg: list[float] = field(default_factory=lambda: [30.0, 80.0])  # quality
-    gray: float = 0.0  # probability of a gray input
-
-
-@dataclass
-class DataConfig:
-    """Where faces come from. Folders are read at any depth."""
-
-    roots: list[str] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)  # WebDataset tar files or brace patterns, instead of roots
-    list_csv: Optional[str] = None  # table with columns path,identity,split relative to the first root
-    split: Optional[str] = None  # rows of list_csv to keep
-    size: int = 512  # px, side of the network's input
-    hflip: bool = True
-    cache: bool = False  # keep decoded images in memory
-    workers: int = 4  # loader processes a rank
-    limit: int = 0  # use only the first N images; 0 = all
-    labels: bool = False  # also return identity numbers (margin training of a recogniser)
-
-
-@dataclass
-class NetConfig:
-    """Numbers of the restoring network; see idcodeformer.models.codeformer.CodeFormerConfig."""
-
-    img_size: int = 512
-    nf: int = 64
-    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 8])
-    res_blocks: int = 2
-    attn_resolutions: list[int] = field(default_factory=lambda: [16])
-    codebook_size: int = 1024
-    emb_dim: int = 256
-    dim_embd: int = 512
-    dim_mlp: int = 1024
-    n_head: int = 8
-    n_layers: int = 9
-    connect_list: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
-
-
-@dataclass
-class RecogniserConfig:
-    """The recogniser that stage ``recogniser`` trains."""
-
-    layers: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
-    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    dropout: float = 0.0  # before the last layer
-    embedding_dim: int = 512
-    method: str = "distil"  # distil: follow the teacher's embedding; arcface: margin softmax on identities
-    teacher: Optional[str] = None  # weight file of the teacher
-    mix: float = 0.5  # probability that two faces are blended before both networks see them (distil)
-    shift: float = 0.06  # random shift and scale of the crop, as a share of its side
-    degrade: float = 0.2  # probability of a degraded input
-    margin: float = 0.5  # radians (arcface)
-    scale: float = 64.0  # (arcface)
-    relation: float = 1.0  # weight of matching the teacher's similarities within the batch (distil)
-
-
-@dataclass
-class LossConfig:
-    """Weights; 0 leaves a term out and its networks unloaded."""
-
-    l1: float = 1.0
-    perceptual: float = 1.0
-    perceptual_every: int = 1  # steps; on the others it is left out, on these its weight is that many times larger
-    perceptual_weights: Optional[str] = None  # file of LPIPS (VGG or AlexNet) or st-LPIPS
-    codebook: float = 1.0
-    commitment: float = 0.25  # equation 2 of the paper; the published code puts 0.25 on the other term
-    feature: float = 1.0
-    code: float = 0.5  # cross-entropy
-    gan: float = 0.0  # scale of the adaptive weight
-    gan_start: int = 0  # step
-    gan_norm: str = "batch"  # batch as published; group for tiny batches
-    gan_ndf: int = 64
-    identity: float = 0.0
-    identity_weights: list[str] = field(default_factory=list)  # recogniser files or embedded names; several are averaged
-    identity_start: int = 0
-    identity_jitter: float = 0.0  # random shift of the 112 crop in px, so that the loss cannot be met by one pixel grid
-
-
-@dataclass
-class OptimConfig:
-    lr: float = 1e-4
-    lr_min: float = 1e-6
-    warmup: int = 0  # steps
-    schedule: str = "cosine"  # cosine | steps | constant
-    milestones: list[int] = field(default_factory=list)  # for schedule: steps; each halves the rate
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
-    weight_decay: float = 0.0
-    clip: float = 0.0  # gradient norm; 0 = off
-    ema: float = 0.995
-
-
-@dataclass
-class FidelityConfig:
-    """How w is drawn in stage III: each sample takes w = 1 with probability ``full``, else uniform in [low, high]."""
-
-    full: float = 1.0
-    low: float = 0.0
-    high: float = 1.0
-    code_selection: str = "straight_through"
-    detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
-    adain: bool = False
-    code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
-    code_only_from: int = 0
-
-
-@dataclass
-class CodebookConfig:
-    kmeans_steps: int = 0  # steps before the codebook starts, by k-means, from encoder outputs; until then no quantising
-    reset_every: int = 0  # steps between resets of codes that were not used since the last; 0 = never
-    reset_until: int = 0
-
-
-@dataclass
-class TrainConfig:
-    stage: str = "stage1"
-    out: str = "runs/run"  # run folder
-    init: Optional[str] = None  # weight file or checkpoint to start from (stage 2: the VQGAN; stage 3: stage 2)
-    vqgan: Optional[str] = None  # stage 1 result that gives target codes; by default the frozen parts of init's encoder
-    seed: int = 0
-    steps: int = 100_000
-    batch: int = 8  # images over all processes
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    precision: str = "32-true"  # Lightning Fabric's names; bf16-mixed or 16-mixed on CUDA
-    threads: int = 0  # CPU threads a process; 0 = torch's choice
-    log_every: int = 20
-    sample_every: int = 500
-    save_every: int = 500
-    val_every: int = 0
-    val_images: int = 64
-    val_degradation: str = "x4"
-    net: NetConfig = field(default_factory=NetConfig)
-    recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    val: DataConfig = field(default_factory=DataConfig)
-    degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    optim_d: OptimConfig = field(default_factory=OptimConfig)
-    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
-    codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    degradations: dict[str, DegradationConfig] = field(default_factory=dict)  # named ones, for evaluation
-
-
-def _load(path: str | Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+def _load(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     """A YAML file, over the one its key ``base`` names (relative to itself)."""
-    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"There is no configuration {path}. training/configs holds the ones to start from.")
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base. Remove the key 'base' from it.")
-    loaded = OmegaConf.load(path)
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path} does not hold keys and values.")
+    try:
+        loaded = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _check_shape(_plain(loaded, str(path)), TrainConfig, extra=("base",))
+    assert isinstance(loaded, DictConfig)
     base = loaded.pop("base", None)
     if base is None:
         return loaded
-    return OmegaConf.merge(_load(path.parent / base, (*seen, path.resolve())), loaded)  # type: ignore[return-value]
+    merged = OmegaConf.merge(_load(path.parent / str(base), (*seen, path.resolve())), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _parse(overrides: Sequence[str]) -> DictConfig:
+    """``key=value`` strings; the values are YAML, so lists and 1e-4 are what they look like."""
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"'{text}' is not key=value. For example: optim.lr=1e-4")
+    try:
+        parsed = OmegaConf.from_dotlist(list(overrides))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"One of {', '.join(overrides)} is not key=value: {' '.join(str(error).split())}") from error
+    _check_shape(_plain(parsed, "The command line"), TrainConfig)
+    return parsed
+
+
+def _check_shape(values: Mapping[Any, Any], kind: type, prefix: str = "", extra: tuple[str, ...] = ()) -> None:
+    """Groups are groups, lists are flat lists, switches are true or false: what OmegaConf does not refuse, or refuses
+    without naming the key."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key in extra:
+            continue
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, 3, 0.5) or [f.name for f in fields(kind)]
+            raise ConfigError(f"Configuration key '{prefix}{key}' does not exist; did you mean {', '.join(close)}?")
+        _check_value(value, hints[key], f"{prefix}{key}")
+
+
+def _check_value(value: Any, hint: Any, name: str) -> None:
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"Configuration key '{name}' is a group of keys, not {value!r}.")
+        _check_shape(value, hint, f"{name}.")  # type: ignore[arg-type]
+    elif get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"Configuration key '{name}' holds named groups of keys, not {value!r}.")
+        for key, inner in value.items():
+            _check_value(inner, get_args(hint)[1], f"{name}.{key}")
+    elif get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"Configuration key '{name}' is a list; write {name}=[{value}].")
+        for i, inner in enumerate(value):
+            if isinstance(inner, (list, Mapping)) or inner is None:
+                raise ConfigError(f"Configuration key '{name}[{i}]' is one value, not {inner!r}.")
+    elif isinstance(value, (list, Mapping)):
+        raise ConfigError(f"Configuration key '{name}' is one value, not {value!r}.")
+    elif hint is bool and not isinstance(value, (bool, str)):
+        raise ConfigError(f"Configuration key '{name}' is true or false, not {value!r}.")
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """Merge the dataclasses' defaults, a YAML file and ``key=value`` strings. Raises ConfigError naming the key."""
-    config = OmegaConf.structured(TrainConfig)
+    parts = [] if path is None else [_load(Path(path))]
+    return _build([*parts, _parse(overrides)])
+
+
+def _build(parts: Sequence[Any]) -> TrainConfig:
     try:
-        if path is not None:
-            config = OmegaConf.merge(config, _load(path))
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        built = OmegaConf.to_object(config)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), *parts)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise ConfigError(f"Configuration key '{min(missing)}' has no value.")
+        built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         raise ConfigError(f"Configuration key '{key}': {str(error).splitlines()[0]}") from error
     assert isinstance(built, TrainConfig)
     check(built)
     return built
-
-
-def check(config: TrainConfig) -> None:
-    """Refuse what no run can mean."""
-    if config.stage not in STAGES:
-        raise ConfigError(f"Configuration key 'stage': {config.stage!r} is none of {', '.join(STAGES)}.")
-    world = config.devices * config.nodes
-    if config.batch % world:
-        raise ConfigError(f"Configuration key 'batch': {config.batch} does not divide over {world} processes.")
-    for name in ("sigma", "downscale", "noise", "jpeg"):
-        low_high = getattr(config.degradation, name)
-        if len(low_high) != 2 or low_high[0] > low_high[1]:
-            raise ConfigError(f"Configuration key 'degradation.{name}': give [low, high], not {low_high}.")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -222,11 +136,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), values))
-    assert isinstance(built, TrainConfig)
-    return built
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """What ``to_dict`` gave, also by an older version: keys that it did not have yet take their defaults.
+
+    Raises ConfigError naming a key that no longer exists.
+    """
+    _check_shape(values, TrainConfig)
+    return _build([dict(values)])
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")

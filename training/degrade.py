@@ -14,7 +14,7 @@ from .config import DegradationConfig
 
 
 def sample_rng(seed: int, position: int) -> np.random.Generator:
-    """The generator of one sample: a function of the run's seed and of the sample's place in the run, of nothing else."""
+    """The generator of one sample: a function of the run's seed and the sample's position alone."""
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), position & (2**64 - 1)]))
 
 

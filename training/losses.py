@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from idcodeformer.geometry import arcface_crop
 
+from .draws import uniform
+from .processes import mean as mean_over_processes
+
 
 def code_losses(logits: Tensor, lq_feat: Tensor, codes: Tensor, quant: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits [N,T,K] against codes [N,T], and mean square of lq_feat against quant [N,D,h,w].
@@ -26,50 +29,54 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, scale: float) -> Tensor:
     """Weight that makes the GAN's gradient at the generator's last layer as large as the reconstruction's.
 
-    Esser et al. 2021, equation 7; clamped to [0, 1] and multiplied by ``scale`` as CodeFormer does.
+    Esser et al. 2021, equation 7; clamped to [0, 1] and multiplied by ``scale`` as CodeFormer does. The gradients are
+    those of the whole batch, over all processes. A layer that a step does not use (w = 0 in every sample) gives 0.
     """
-    (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (gan,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(term, last_layer, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            for term in (reconstruction, adversarial)
+        ]
+    )
+    rec, gan = mean_over_processes(gradients)
     return (rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
 
 
 class IdentityLoss(nn.Module):
     """1 - cosine between the embeddings of the restored face and of the truth, averaged over frozen recognisers.
 
-    The face is cropped to the ArcFace template by the fixed map between the two templates (never the whole frame), in RGB,
-    [-1,1], anti-aliased, with gradients through the crop. The recognisers run in fp32 and in eval mode whatever the
-    surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
+    The face is cropped to the ArcFace template by the fixed map between the two templates (never the whole frame), in
+    RGB, [-1,1], anti-aliased, with gradients through the crop. The recognisers run in fp32 and in eval mode whatever
+    the surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
     """
 
-    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0):
+    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0, seed: int = 0):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
-        self.jitter = jitter
+        self.jitter, self.seed = jitter, seed
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
-
-    def _offset(self, device: torch.device) -> Tensor | None:
-        if not self.jitter:
-            return None
-        return (torch.rand(2, device=device) * 2 - 1) * self.jitter
 
     def _crop(self, images: Tensor, offset: Tensor | None) -> Tensor:
         crop = arcface_crop(images.float())
         if offset is None:
             return crop
         theta = torch.eye(2, 3, device=crop.device).repeat(len(crop), 1, 1)
-        theta[:, :, 2] = offset * 2 / crop.shape[-1]
+        theta[:, :, 2] = offset.to(crop.device) * 2 / crop.shape[-1]
         grid = F.affine_grid(theta, list(crop.shape), align_corners=False)
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
-    def forward(self, restored: Tensor, truth: Tensor) -> Tensor:
+    def forward(self, restored: Tensor, truth: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[N,3,S,S] each -> scalar in [0,2]. ``positions`` [N] of the samples decide the jitter; None = no jitter."""
+        offset = None
+        if self.jitter and positions is not None:
+            offset = (uniform(positions, self.seed, "jitter", 2).t() * 2 - 1) * self.jitter  # px of the 112 crop
         with torch.autocast(restored.device.type, enabled=False):
-            offset = self._offset(restored.device)
             crop = self._crop(restored, offset)
             with torch.no_grad():
                 crop_truth = self._crop(truth, offset)
-            total = restored.new_zeros((), dtype=torch.float32)
+            total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():
                     target = network(crop_truth)

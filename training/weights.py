@@ -11,7 +11,7 @@ from .config import ConfigError
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a checkpoint of ours (its EMA), of a published .pth or of a .safetensors file, or of an embedded name."""
+    """State dict of a checkpoint of ours (its EMA), a published .pth, a .safetensors file or an embedded name."""
     file = Path(path)
     if file.suffix == ".ckpt":
         from .checkpoint import read_checkpoint
@@ -31,9 +31,18 @@ def load_network(path: str | Path, kind: str) -> nn.Module:
     return build(find(str(path)), kind).float().eval().requires_grad_(False)
 
 
-def load_part(net: nn.Module, path: str | Path, parts: Sequence[str], optional: bool = False) -> None:
-    """Copy the named children of ``net`` from a file, strictly; raises ConfigError where one is absent or differs."""
-    state = read_tensors(path)
+def load_part(
+    net: nn.Module,
+    path: str | Path,
+    parts: Sequence[str],
+    optional: bool = False,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Copy the named children of ``net`` from a file (or its ``state``, already read), strictly.
+
+    Raises ConfigError where one is absent or differs; with ``optional`` a child absent altogether stays as it is.
+    """
+    state = read_tensors(path) if state is None else state
     for part in parts:
         mine = {k: v for k, v in net.state_dict().items() if k == part or k.startswith(part + ".")}
         theirs = {k: state[k] for k in mine if k in state and state[k].shape == mine[k].shape}
@@ -41,7 +50,9 @@ def load_part(net: nn.Module, path: str | Path, parts: Sequence[str], optional: 
             net.load_state_dict(theirs, strict=False)
         elif not optional or theirs:
             lacking = next(k for k in mine if k not in theirs)
-            raise ConfigError(f"{path} does not fit this network: '{lacking}' is absent or of another size. Check net.* and init.")
+            raise ConfigError(
+                f"{path} does not fit this network: '{lacking}' is absent or of another size. Check net.* and init."
+            )
 
 
 def checkpoint_config(path: str | Path) -> dict | None:

@@ -1,11 +1,10 @@
 """Stage ``recogniser``: a small face recogniser, by distillation from a larger one or by ArcFace-margin training.
 
-Distillation follows Beyer et al. 2022 ("a good teacher is patient and consistent"): teacher and student see the very same
-crop - shifted, scaled, degraded, blended with another face - for a long schedule, and the student matches the embedding.
+Distillation follows Beyer et al. 2022 ("a good teacher is patient and consistent"): teacher and student see the very
+same crop - shifted, scaled, degraded, blended with another face - for a long schedule, and the student matches the
+embedding.
 """
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 from idcodeformer.geometry import arcface_crop
 from idcodeformer.models.arcface import IResNet, IResNetConfig
 
-from .config import ConfigError, TrainConfig
-from .data import to_unit
-from .losses import arcface_logits, distillation
-from .stages import Stage
-from .weights import load_network
-
-Batch = dict[str, Any]
+from ..config import ConfigError, TrainConfig
+from ..data import to_unit
+from ..draws import uniform
+from ..losses import arcface_logits, distillation
+from ..weights import load_network
+from .base import Batch, Stage, full_precision
 
 
 class RecogniserStage(Stage):
@@ -28,23 +26,15 @@ class RecogniserStage(Stage):
 
     def __init__(self, config: TrainConfig, classes: int = 0):
         super().__init__(config)
-        self.perceptual, self.identity = None, None
         rule = config.recogniser
         self.teacher: nn.Module | None = None
         if rule.method == "distil":
             if not rule.teacher:
-                raise ConfigError("Configuration key 'recogniser.teacher': distillation needs the teacher's weight file.")
+                raise ConfigError("Configuration key 'recogniser.teacher': distillation needs a weight file.")
             self.teacher = load_network(rule.teacher, "recogniser")
-        elif rule.method != "arcface":
-            raise ConfigError(f"Configuration key 'recogniser.method': {rule.method!r} is neither distil nor arcface.")
-        self.net = IResNet(IResNetConfig(tuple(rule.layers), tuple(rule.widths), rule.embedding_dim, dropout=rule.dropout))
+        layout = IResNetConfig(tuple(rule.layers), tuple(rule.widths), rule.embedding_dim, dropout=rule.dropout)
+        self.net = IResNet(layout)
         self.centres = nn.Parameter(torch.randn(max(classes, 1), rule.embedding_dim) * 0.01, requires_grad=classes > 0)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
@@ -53,9 +43,9 @@ class RecogniserStage(Stage):
         """[N,3,112,112]: one random view of each face, partly degraded, partly blended with the next face."""
         rule, device = self.config.recogniser, self.centres.device
         clean, bad = to_unit(batch["truth"], device), to_unit(batch["degraded"], device)
-        pick = (torch.rand(len(clean), 1, 1, 1) < rule.degrade).to(device)
-        crop = arcface_crop(torch.where(pick, bad, clean))
-        draw = (torch.rand(4, len(crop)) * 2 - 1).to(device)
+        drawn = uniform(batch["position"], self.config.seed, "views", 7).to(device)
+        crop = arcface_crop(torch.where((drawn[0] < rule.degrade).view(-1, 1, 1, 1), bad, clean))
+        draw = drawn[1:5] * 2 - 1
         theta = torch.zeros(len(crop), 2, 3, device=device)
         zoom, angle = 1 + rule.shift * draw[2], rule.shift * draw[3]
         theta[:, 0, 0], theta[:, 0, 1] = zoom * angle.cos(), -zoom * angle.sin()
@@ -65,17 +55,20 @@ class RecogniserStage(Stage):
         crop = F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
         if rule.method == "arcface":
             return crop
-        blend = torch.rand(len(crop), 1, 1, 1) * 0.5 * (torch.rand(len(crop), 1, 1, 1) < rule.mix)
-        return torch.lerp(crop, crop.roll(1, 0), blend.to(device))
+        blend = 0.5 * drawn[5] * (drawn[6] < rule.mix)
+        return torch.lerp(crop, crop.roll(1, 0), blend.view(-1, 1, 1, 1))
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         rule, crop = self.config.recogniser, self._views(batch)
         embedding = self.net(crop)
         if self.teacher is None:
-            logits = arcface_logits(embedding.float(), self.centres, batch["label"].to(crop.device), rule.margin, rule.scale)
-            return {"total": F.cross_entropy(logits, batch["label"].to(crop.device))}
-        with torch.no_grad():
-            target = self.teacher(crop)
+            labels = batch["label"].to(crop.device)
+            with full_precision(crop.device):
+                logits = arcface_logits(embedding.float(), self.centres, labels, rule.margin, rule.scale)
+            right = (logits.argmax(1) == labels).float().mean()  # with the margin against it
+            return {"accuracy": right, "total": F.cross_entropy(logits, labels)}
+        with torch.no_grad(), full_precision(crop.device):
+            target = self.teacher(crop.float())
         direct, relation = distillation(embedding.float(), target.float(), rule.relation)
         return {"distil": direct, "relation": relation, "total": direct + relation}
 
@@ -83,7 +76,16 @@ class RecogniserStage(Stage):
         crop = arcface_crop(to_unit(batch["truth"], self.centres.device))
         embedding = F.normalize(self.net(crop))
         if self.teacher is None:
-            spread = (embedding @ embedding.t()).fill_diagonal_(0).abs().mean()
-            return {"spread": spread, "score": spread}
+            return self._separation(embedding, batch["label"].to(embedding.device))
         agreement = (embedding * F.normalize(self.teacher(crop))).sum(1).mean()
         return {"agreement": agreement, "score": 1 - agreement}
+
+    @staticmethod
+    def _separation(embedding: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """How much more alike two faces of one person are than two of different people, where the batch has both."""
+        cosine = embedding @ embedding.t()
+        same = labels[:, None] == labels
+        different = cosine[~same].mean() if bool((~same).any()) else cosine.new_zeros(())
+        pairs = same.fill_diagonal_(False)
+        alike = cosine[pairs].mean() if bool(pairs.any()) else cosine.new_zeros(())
+        return {"same": alike, "different": different, "score": different - alike}

@@ -1,0 +1,20 @@
+"""Random numbers of a sample, as a function of the run's seed and of the sample's position in the run, of nothing else.
+
+So a resumed run, another number of workers and a batch split over processes all draw the same.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .degrade import sample_rng
+
+STREAMS = {"fidelity": 11, "views": 12, "jitter": 13}  # independent of each other, of the order and of the degradation
+
+
+def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
+    """float32 [count,N] in [0,1) on the CPU for the samples at ``positions`` [N]."""
+    key = seed + 1_000_003 * STREAMS[stream]
+    rows = [sample_rng(key, int(p)).random(count, dtype=np.float32) for p in positions]
+    return torch.from_numpy(np.stack(rows, axis=1))

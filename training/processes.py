@@ -1,0 +1,40 @@
+"""Sums over the processes of a run, for code that runs inside a forward pass and knows no Fabric.
+
+With one process they return what they are given. With several, every process has to make the same calls in the same
+order.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of ``value`` over all processes."""
+    if world_size() == 1:
+        return value
+    shared = value.clone()
+    if dist.get_backend() == "nccl":
+        shared = shared.cuda()
+    dist.all_reduce(shared)
+    return shared.to(value.device)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of ``value`` over all processes."""
+    return total(value) / world_size()
+
+
+def gathered(value: Any) -> list[Any]:
+    """``value`` (anything that pickles) of every process, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,72 @@
+"""Stage III: controllable fidelity (CodeFormer, section 3.3), with or without the identity loss."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import ConfigError, TrainConfig
+from ..data import to_unit
+from ..draws import uniform
+from ..weights import load_part
+from .base import Batch, Stage
+from .codes import AUTOENCODER, PREDICTION, CodeStage
+
+
+class FidelityStage(CodeStage):
+    """Encoder, Transformer, head and fusion train; an identity weight of 0 is the control arm.
+
+    With ``code_selection = straight_through`` the image losses reach encoder, Transformer and head, while the codes of
+    the forward pass are those of inference. The published rule (hard, features detached) trains the fusion only.
+    """
+
+    def __init__(self, config: TrainConfig):
+        if not config.vqgan:
+            raise ConfigError("Configuration key 'vqgan': stage III needs the stage I weights for its target codes.")
+        if not config.net.connect_list:
+            raise ConfigError("Configuration key 'net.connect_list': stage III trains the fusion; name a side.")
+        super().__init__(config)
+        self._make_discriminator()
+        self._image_terms()
+
+    def _load(self, path: str) -> None:
+        load_part(self.net, path, (*AUTOENCODER, *PREDICTION))
+        load_part(self.net, path, ("fuse_convs_dict",), optional=True)
+
+    def _freeze(self) -> None:
+        """Nothing beyond codebook and generator."""
+
+    def _draw_w(self, positions: Tensor) -> Tensor:
+        """w [N] of the samples: 1 with probability ``full``, else uniform in [low, high]."""
+        rule = self.config.fidelity
+        whether, where = uniform(positions, self.config.seed, "fidelity", 2)
+        drawn = rule.low + (rule.high - rule.low) * where
+        return torch.where(whether < rule.full, torch.ones_like(drawn), drawn).to(self.device)
+
+    def _code_only(self, step: int) -> bool:
+        rule = self.config.fidelity
+        return bool(rule.code_only_every) and step >= rule.code_only_from and step % rule.code_only_every != 0
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        rule, loss, out = self.config.fidelity, self.config.loss, {}
+        degraded = to_unit(batch["degraded"], self.device)
+        state = self.net.encode(degraded, rule.code_selection)  # type: ignore[arg-type]
+        truth, total = self._code_terms(state.logits, state.lq_feat, batch, out)
+        if self._code_only(step):
+            return {**out, "total": total}
+        # a tensor of w runs the fusion even where all are 0, so its parameters always take part (CodeFormer issue 251)
+        w = self._draw_w(batch["position"])
+        image = self.net.decode(state, w, rule.adain, rule.detach_features).float()
+        rec = self._reconstruction(image, truth, step, out)
+        total = total + rec
+        if self.identity is not None and step >= loss.identity_start:
+            out["identity"] = self.identity(image, truth, batch["position"])
+            total = total + loss.identity * out["identity"]
+        if self.discriminator is not None:
+            largest = self.net.fuse_convs_dict[str(max(self.net.config.connect_list))]
+            total = total + self._adversarial(image, rec, step, largest.shift[-1].weight, out)
+        return {**out, "total": total}
+
+    def restored(self, batch: Batch) -> Tensor:
+        return self.net(to_unit(batch["degraded"], self.device), w=1.0)[0]
+
+    validate = Stage.validate
