@@ -36,6 +36,8 @@ _OVERLAP = 256  # px that neighbouring tiles share
 _TILE_FACE = 224  # px; larger faces are left to the first look, so that no tile border can cut them
 _BATCH_PIXELS = 1 << 23  # of one forward pass on a GPU
 _BATCH_PIXELS_CPU = 1 << 20  # larger batches leave the caches and are slower per picture
+_SAME_FACE = 0.5  # intersection over union from which two findings count as one face when landmarks are averaged
+_VOTES = 1 << 20  # pairs of findings compared at once
 _CANDIDATES = 5000  # per picture before non-maximum suppression
 _PRIORS_KEPT = 8  # working sizes whose anchors an instance remembers
 
@@ -78,11 +80,22 @@ def decode(anchors: Tensor, offsets: Tensor, points: Tensor) -> tuple[Tensor, Te
 class RetinaFaceDetector:
     """Finds faces with one of facexlib's RetinaFace networks (``mobile0.25`` or ``resnet50``, softmaxed output)."""
 
-    def __init__(self, network: nn.Module, device: torch.device | str | None = None, second_look: bool = True) -> None:
-        """``second_look``: search pictures much larger than the working size again in tiles, for tiny faces."""
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device | str | None = None,
+        second_look: bool = True,
+        vote: bool = True,
+    ) -> None:
+        """``second_look``: search pictures much larger than the working size again in tiles, for tiny faces.
+
+        ``vote``: landmarks are the mean of all findings of a face, weighted by score, instead of the best one's alone
+        (the reference's way). With mobile0.25 that takes a third off their noise, which is 4.5 % of the eye distance.
+        """
         self.device = resolve_device(device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.second_look = second_look
+        self.vote = vote
         self._priors: dict[tuple[int, int], Tensor] = {}
 
     @torch.inference_mode()
@@ -97,7 +110,7 @@ class RetinaFaceDetector:
         most = _BATCH_PIXELS_CPU if self.device.type == "cpu" else _BATCH_PIXELS
         views = _views(batch, self.second_look, most)
         found = [self._look(pixels, part, batch, confidence) for pixels, part in views]
-        return _merge(torch.cat(found) if found else torch.zeros(0, 17), len(batch))
+        return _merge(torch.cat(found), len(batch), self.vote) if found else ()
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""
@@ -220,18 +233,36 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
 
 
-def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:
+def _merge(rows: Tensor, count: int, vote: bool) -> tuple[Faces, ...]:
     """Rows of all looks -> the faces of every image, best first, each face once."""
     from torchvision.ops import batched_nms
 
-    kept = batched_nms(rows[:, 3:7], rows[:, 2], rows[:, 0].long(), NMS_THRESHOLD)
-    rows = rows[kept].cpu()
+    # Tiles show more of a face than the first look does, so theirs is the finding that stays.
+    kept = batched_nms(rows[:, 3:7], rows[:, 2] + rows[:, 1], rows[:, 0].long(), NMS_THRESHOLD)
+    best = rows[kept]
+    if vote and len(kept):
+        best = torch.cat([_voted(part, rows) for part in best.split(max(1, _VOTES // len(rows)))])
+    best = best[best[:, 2].argsort(descending=True, stable=True)].cpu()
     faces: list[Faces] = []
     for number in range(count):
-        mine = rows[rows[:, 0] == number]
+        mine = best[best[:, 0] == number]
         mine = mine[~_parts_of_faces(mine)]
         faces.append(tuple(Face(row[3:7].clone(), float(row[2]), row[7:].unflatten(0, (5, 2)).clone()) for row in mine))
     return tuple(faces)
+
+
+def _voted(best: Tensor, rows: Tensor) -> Tensor:
+    """``best`` with the landmarks that all findings of the same face, in the same look, agree on."""
+    from torchvision.ops import box_iou
+
+    same = (best[:, None, :2] == rows[None, :, :2]).all(-1) & (box_iou(best[:, 3:7], rows[:, 3:7]) > _SAME_FACE)
+    # Only the confident ones, so that the confidence asked for does not move the landmarks of good faces.
+    weight = same * rows[:, 2] * (rows[:, 2] >= 0.8 * best[:, 2:3])
+    weight = weight / weight.sum(1, keepdim=True)
+    # Relative to each box: sums of large coordinates would lose the sub-pixel part.
+    origin = best[:, 3:5].repeat(1, 5)
+    agreed = (weight[..., None] * (rows[None, :, 7:] - origin[:, None])).sum(1)
+    return torch.cat([best[:, :7], agreed + origin], 1)
 
 
 def _parts_of_faces(rows: Tensor) -> Tensor:
