@@ -18,6 +18,8 @@ def is_monochrome(pixels: Tensor) -> Tensor:
     fails, a warm face in a gray scene passes. Here each face is asked, and what luminance explains of the differences
     is taken out first (the residual variance of a linear regression on luminance).
     """
+    step = max(1, pixels.shape[-1] // 128)  # some ten thousand pixels tell as much as all
+    pixels = pixels[..., ::step, ::step]
     luma = luminance(pixels).flatten(1)
     luma = luma - luma.mean(1, keepdim=True)
     energy = luma.square().mean(1).clamp(min=1e-8)
@@ -43,10 +45,11 @@ def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto") -> Ten
     """
     if mode == "off" or len(restored) == 0:
         return restored
+    gray = is_monochrome(pixels) if mode == "auto" else None
+    if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):  # elsewhere asking would cost a wait
+        return restored
     luma = luminance(restored)[:, None]
     l_var, l_mean = torch.var_mean(luma, dim=(2, 3), keepdim=True)
     c_var, c_mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
     toned = ((luma - l_mean) * (c_var / (l_var + 1e-10)).sqrt() + c_mean).clamp(0, 1)
-    if mode == "force":
-        return toned
-    return torch.where(is_monochrome(pixels)[:, None, None, None], toned, restored)
+    return toned if gray is None else torch.where(gray[:, None, None, None], toned, restored)

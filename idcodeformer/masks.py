@@ -15,26 +15,31 @@ _FEATHER_SHARE = 20
 _TINY_SHARE = 12  # below 20 px that share is no pixel at all and the reference has a hard edge
 
 
-def feather(visible: float, upscale: float) -> tuple[float, float]:
-    """(margin, width) in output px of a face that covers a square of side ``visible``: the middle of the soft edge lies
-    ``margin`` inside the crop's border, and the edge reaches ``width`` to either side of it."""
-    width = float(visible // _FEATHER_SHARE) or min(1.0, visible / _TINY_SHARE)
+def feather(region: Region, upscale: float) -> tuple[float, float]:
+    """(margin, width) in output px of a face's soft edge: its middle lies ``margin`` inside the crop's border, and it
+    reaches ``width`` to either side of that."""
+    side = region.visible
+    width = float(side // _FEATHER_SHARE) or min(1.0, side / _TINY_SHARE)
     # One input pixel at the border mixes with what lay outside the crop; enlarged, it is `upscale` output pixels.
-    return width + min(max(upscale, 1.0) - 1, visible / 16), width
+    margin = width + min(max(upscale, 1.0) - 1, side / 16)
+    # The reference erodes with an upright square, which moves the edges of a turned face further in.
+    xx, xy = region.to_crop[:2]
+    return margin * (abs(xx) + abs(xy)) / region.density, width
 
 
-def soft_square(ux: Tensor, uy: Tensor, region: Region, crop_size: int, margin: float, width: float) -> Tensor:
-    """Mask [h,w] at crop coordinates ``ux``, ``uy`` [h,w]: the crop's square, shrunk by ``margin`` and blurred by a
-    Gaussian cut off at ``width``. Exactly 0 at the border of the crop, so no seam shows whatever the rotation."""
+def soft_square(
+    region: Region, crop_size: int, upscale: float, side: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Mask [side,side] over a crop of ``crop_size`` px: its square, shrunk by the margin and blurred by a Gaussian that
+    is cut off where it meets the border, so that no seam shows."""
+    margin, width = feather(region, upscale)
     sigma = 0.3 * width + 0.5  # OpenCV's sigma for a kernel of 2 * width + 1
     tail = 0.5 * math.erfc(width / sigma / math.sqrt(2))
-    half = crop_size / 2
-    profile = torch.ones((), device=ux.device)
-    for u in (ux, uy):
-        inside = (half - (u - (half - 0.5)).abs()) / region.density - margin  # output px from the middle of the edge
-        step = 0.5 + 0.5 * torch.erf(inside / (sigma * math.sqrt(2)))
-        profile = profile * ((step - tail) / (1 - 2 * tail)).clamp(0, 1)
-    return profile
+    u = (torch.arange(side, device=device) + 0.5) * (crop_size / side)  # crop px from the left border
+    inside = torch.minimum(u, crop_size - u) / region.density - margin  # output px from the middle of the edge
+    step = 0.5 + 0.5 * torch.erf(inside / (sigma * math.sqrt(2)))
+    profile = ((step - tail) / (1 - 2 * tail)).clamp(0, 1)
+    return profile * profile[:, None]
 
 
 def user_mask(mask: Tensor, size: tuple[int, int], number: int) -> Tensor:

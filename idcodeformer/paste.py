@@ -28,11 +28,10 @@ _NEAR = 0.2  # of the crop's side: how far from a face's centre it gives way to 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One face, ready to be sampled. Its colour at a pixel is the sample of ``source`` plus ``kept`` * background."""
+    """One face, ready to be sampled. Its colour at a pixel is what is sampled plus ``kept`` * background."""
 
-    source: Tensor  # [3,s,s]
+    source: Tensor  # [4,s,s], RGB and mask
     kept: Tensor  # scalar
-    parsed: Tensor | None  # [1,q,q]
 
 
 def paste(
@@ -92,9 +91,9 @@ def paste_planned(
         limit = None if own is None else masks.user_mask(own.to(restored.device), size, number)
         share = torch.zeros(1, *size, device=restored.device)
         for group in groups:
-            layers = {r.face: _layer(r, pixels, restored, kept, parsed, enlarge, plan.crop_size) for r in group.regions}
+            layers = {r.face: _layer(r, pixels, restored, kept, parsed, enlarge, plan) for r in group.regions}
             for tile in _tiles(group.box):
-                _blend(canvas, share, tile, group, layers, limit, plan.crop_size, options)
+                _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
         out.append(canvas.to(image.device))
         shares.append(share.to(image.device))
         if progress:
@@ -113,7 +112,7 @@ def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = N
             raise BadImage(f"The upscaler returned {list(picture.shape)}; it must return [1,3,k*H,k*W].")
     if tuple(picture.shape[2:]) != tuple(size):
         picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
-    return picture[0].clamp(0, 1)
+    return picture[0].clamp_(0, 1) if upscaler is None else picture[0].clamp(0, 1)
 
 
 def _untouched(pixels: Tensor, restored: Tensor) -> Tensor:
@@ -135,25 +134,35 @@ def _layer(
     kept: Tensor,
     parsed: Tensor | None,
     enlarge: Upscaler | None,
-    crop_size: int,
+    plan: PastePlan,
 ) -> _Layer:
-    """The crop at about the density of the output. Sampling is linear, so one serves the face and what it lost."""
+    """The crop and its mask at about the density of the output."""
     i = region.face
-    source, own = restored[i].float(), kept[i]
+    source, own = restored[i : i + 1].float(), kept[i]
     if enlarge is not None:
-        source, own = enlarge(source[None])[0].to(restored.device), torch.zeros_like(own)
-    elif restored.shape == pixels.shape:
-        source = source - own * pixels[i]
-    side = round(crop_size / region.density)
+        source, own = enlarge(source).to(restored.device, torch.float32), torch.zeros_like(own)
+    elif restored.shape == pixels.shape:  # sampling is linear: one sampling serves the face and what it would lose
+        source = source - own * pixels[i : i + 1]
+    side = source.shape[-1]
+    if plan.antialias:
+        side = min(side, max(1, round(plan.crop_size / region.density)))
     if side < source.shape[-1]:
-        source = F.interpolate(source[None], (max(side, 1),) * 2, mode="bilinear", antialias=True)[0]
-    return _Layer(source, own, None if parsed is None else parsed[i])
+        source = F.interpolate(source, (side, side), mode="bicubic", antialias=True)
+    mask = masks.soft_square(region, plan.crop_size, plan.upscale, side, source.device)[None, None]
+    if parsed is not None:
+        mask = torch.minimum(mask, F.interpolate(parsed[i : i + 1], (side, side), mode="bilinear", antialias=True))
+    return _Layer(torch.cat([source, mask], 1)[0], own)
 
 
 def _tiles(box: Box) -> list[Box]:
     x0, y0, x1, y1 = box
     rows = max(1, _TILE // (x1 - x0))
     return [(x0, y, x1, min(y + rows, y1)) for y in range(y0, y1, rows)]
+
+
+def _view(canvas: Tensor, box: Box, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    x0, y0, x1, y1 = box
+    return canvas[:, y0 - origin[1] : y1 - origin[1], x0 - origin[0] : x1 - origin[0]]
 
 
 def _blend(
@@ -163,51 +172,56 @@ def _blend(
     group: Group,
     layers: dict[int, _Layer],
     limit: Tensor | None,
-    crop_size: int,
-    options: RestoreOptions,
+    plan: PastePlan,
+    strength: float,
 ) -> None:
     """Write one tile. Overlapping faces are averaged by mask and nearness to their centres; what is not covered by any,
     1 - cover = product of (1 - mask), stays background: no order enters."""
-    x0, y0, x1, y1 = tile
-    under = canvas[:, y0:y1, x0:x1].clone()
-    colour, weight, bare = torch.zeros_like(under), torch.zeros_like(under[:1]), torch.ones_like(under[:1])
+    under, cover = _view(canvas, tile), _view(share, tile)
+    if len(group.regions) == 1:
+        face, mask, _ = _sample(layers[group.regions[0].face], group.regions[0], tile, plan.crop_size, limit)
+        cover.copy_(mask).mul_(strength)
+        lost = cover * (1 - layers[group.regions[0].face].kept)
+        under.mul_(1 - lost).addcmul_(cover, face).clamp_(0, 1)
+        return
+    colour, weight, kept = torch.zeros_like(under), torch.zeros_like(cover), torch.zeros_like(cover)
+    bare = torch.ones_like(cover)
     for region in group.regions:
         part = overlap(region.box, tile)
         if part is None:
             continue
-        a, b, c, d = part[1] - y0, part[3] - y0, part[0] - x0, part[2] - x0
-        face, mask, near = _sample(layers[region.face], region, part, crop_size, options.upscale, under[:, a:b, c:d])
-        if limit is not None:
-            mask = torch.minimum(mask, limit[:, part[1] : part[3], part[0] : part[2]])
-        colour[:, a:b, c:d] += near * mask * face
-        weight[:, a:b, c:d] += near * mask
-        bare[:, a:b, c:d] *= 1 - mask
-    cover = options.strength * (1 - bare)
-    canvas[:, y0:y1, x0:x1] = (under + cover * (colour / weight.clamp(min=1e-9) - under)).clamp(0, 1)
-    share[:, y0:y1, x0:x1] = cover
+        layer = layers[region.face]
+        face, mask, grid = _sample(layer, region, part, plan.crop_size, limit)
+        distance = grid.square().sum(-1) / (2 * _NEAR) ** 2  # squared; the crop is 2 wide in grid coordinates
+        importance = mask / (1 + distance.square())
+        _view(colour, part, tile[:2]).addcmul_(importance, face)
+        _view(kept, part, tile[:2]).add_(importance * layer.kept)
+        _view(weight, part, tile[:2]).add_(importance)
+        _view(bare, part, tile[:2]).mul_(1 - mask)
+    cover.copy_(1 - bare).mul_(strength)
+    weight.clamp_(min=1e-12)
+    under.mul_(1 - cover * (1 - kept / weight)).addcmul_(cover / weight, colour).clamp_(0, 1)
 
 
 def _sample(
-    layer: _Layer, region: Region, part: Box, crop_size: int, upscale: float, under: Tensor
+    layer: _Layer, region: Region, part: Box, crop_size: int, limit: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [3,h,w], mask [1,h,w] and nearness to the face's centre [1,h,w] of one face in the output px ``part``."""
+    """Colour [3,h,w] and mask [1,h,w] of one face in the output px ``part``, and the grid [h,w,2] they were read at."""
     x0, y0, x1, y1 = part
-    xx, xy, x_shift, yx, yy, y_shift = region.to_crop
-    x = torch.arange(x1 - x0, device=under.device, dtype=torch.float32)
-    y = torch.arange(y1 - y0, device=under.device, dtype=torch.float32)[:, None]
-    # The corner is added on the host in double precision; far from it float32 would lose hundredths of a pixel.
-    ux = xx * x + (xy * y + (xx * x0 + xy * y0 + x_shift))
-    uy = yx * x + (yy * y + (yx * x0 + yy * y0 + y_shift))
-    grid = (2 * torch.stack([ux, uy], -1)[None] + 1) / crop_size - 1
-    face = F.grid_sample(layer.source[None], grid, "bilinear", "border", align_corners=False)[0]
-    margin, width = masks.feather(region.visible, upscale)
-    mask = masks.soft_square(ux, uy, region, crop_size, margin, width)[None]
-    if layer.parsed is not None:
-        parsed = F.grid_sample(layer.parsed[None], grid, "bilinear", "border", align_corners=False)[0]
-        mask = torch.minimum(mask, parsed)
-    middle = (crop_size - 1) / 2
-    distance = ((ux - middle) ** 2 + (uy - middle) ** 2) / (_NEAR * crop_size) ** 2
-    return face + layer.kept * under, mask, 1 / (1 + distance**2)[None]
+    device = layer.source.device
+    x = torch.arange(x1 - x0, device=device, dtype=torch.float32)
+    y = torch.arange(y1 - y0, device=device, dtype=torch.float32)[:, None]
+    grid = torch.empty(y1 - y0, x1 - x0, 2, device=device)
+    for axis in (0, 1):
+        along_x, along_y, shift = (2 * v / crop_size for v in region.to_crop[3 * axis : 3 * axis + 3])
+        # The corner is added on the host in double precision; far from it float32 would lose hundredths of a pixel.
+        corner = along_x * x0 + along_y * y0 + shift + 1 / crop_size - 1
+        torch.add(along_x * x, along_y * y + corner, out=grid[..., axis])
+    sampled = F.grid_sample(layer.source[None], grid[None], "bilinear", "zeros", align_corners=False)[0]
+    mask = sampled[3:]
+    if limit is not None:
+        mask = torch.minimum(mask, _view(limit, part))
+    return sampled[:3], mask, grid
 
 
 def _check(

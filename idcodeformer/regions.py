@@ -40,8 +40,10 @@ class PastePlan:
     """All that pasting needs to know of the geometry; plain numbers."""
 
     crop_size: int  # px
+    upscale: float  # output px per input px
     sizes: tuple[tuple[int, int], ...]  # (height, width) of every output image
     groups: tuple[tuple[Group, ...], ...]  # of every image
+    antialias: bool = True  # False samples points of a face that shrinks, as the reference does
 
 
 def output_size(height: int, width: int, upscale: float) -> tuple[int, int]:
@@ -62,7 +64,7 @@ def plan_paste(crops: Crops, upscale: float = 1.0) -> PastePlan:
         region = _region(face, matrix, crops.size, crops.image_sizes[image], sizes[image])
         if region is not None:
             found[image].append(region)
-    return PastePlan(crops.size, sizes, tuple(_group(regions) for regions in found))
+    return PastePlan(crops.size, upscale, sizes, tuple(_group(regions) for regions in found))
 
 
 def _region(
