@@ -94,6 +94,7 @@ def _decode(data: bytes, path: Path) -> Picture:
 
     with Image.open(io.BytesIO(data)) as image:
         count = getattr(image, "n_frames", 1)
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
         if count > 1 and image.format == "TIFF":
             raise BadImage(f"{path} holds {count} pages; save each as a picture of its own first.")
         if image.mode in ("F", "LAB", "HSV") or image.mode.startswith("I;32"):
@@ -112,7 +113,7 @@ def _decode(data: bytes, path: Path) -> Picture:
             frame, alpha, facts = _colour16(data, path)
         else:
             frame, alpha, facts = _eight_bit(image)
-        frame, alpha = (_upright(part, _orientation(image)) for part in (frame, alpha))
+        frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
         return Picture(frame, alpha, **(common | facts))
 
 
@@ -123,8 +124,8 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
         raise BadImage(f"{path} has {image.n_frames} frames of {image.width}x{image.height}; cut it into parts.")
     frames, alphas, durations = [], [], []
     for frame in ImageSequence.Iterator(image):
-        durations.append(int(frame.info.get("duration", 100)) or 100)
         rgba = _to_tensor(frame.convert("RGBA"))
+        durations.append(int(frame.info.get("duration", 100)) or 100)  # known once the frame is decoded
         frames.append(rgba[:, :3])
         alphas.append(rgba[:, 3:])
     alpha = torch.cat(alphas)
@@ -159,7 +160,7 @@ def _cmyk_to_rgb(image: Image, icc: bytes | None) -> Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:  # a broken profile is no reason to lose the picture
+    except (ImageCms.PyCMSError, OSError):  # a broken profile is no reason to lose the picture
         return image.convert("RGB")
     return converted if converted is not None else image.convert("RGB")
 
@@ -207,10 +208,6 @@ def _to_tensor(image: Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
-def _orientation(image: Image) -> int:
-    return int(image.getexif().get(_ORIENTATION, 1))
-
-
 def _upright(part: Tensor | None, orientation: int) -> Tensor | None:
     """Undo the rotation of the camera (Exif 2.3, table 6: values 1 to 8)."""
     if part is None:
@@ -222,6 +219,7 @@ def _upright(part: Tensor | None, orientation: int) -> Tensor | None:
 
 
 def _upright_exif(image: Image) -> bytes | None:
+    """The EXIF block for a picture that has been turned upright; the copy in ``image`` changes too."""
     exif = image.getexif()
     if not exif:
         return None

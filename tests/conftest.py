@@ -49,3 +49,35 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def photos(root: Path) -> Path:
+    """The folder with portrait.jpg (one face) and group.jpg (four)."""
+    return root / "idcodeformer/assets"
+
+
+@pytest.fixture(scope="session")
+def tiny_restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a 64-px CodeFormer with random weights: quick, ugly, and the same door as a real one."""
+    from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+    from idcodeformer.weights.loading import save
+
+    torch.manual_seed(0)
+    config = CodeFormerConfig(
+        img_size=64, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(16,), codebook_size=32, emb_dim=16, dim_embd=32,
+        dim_mlp=64, n_head=2, n_layers=1, connect_list=(32,),
+    )  # fmt: skip
+    return save(CodeFormer(config), tmp_path_factory.mktemp("weights") / "tiny_restorer.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a small MobileFaceNet with random weights."""
+    from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+    from idcodeformer.weights.loading import save
+
+    torch.manual_seed(0)
+    stages = ((2, 16, 1, 2), (2, 16, 1, 2), (2, 16, 1, 2))
+    network = MobileFaceNet(MobileFaceNetConfig(stages=stages, stem=16, head=32, embedding_dim=16))
+    return save(network, tmp_path_factory.mktemp("weights") / "tiny_recogniser.safetensors")

@@ -1,0 +1,289 @@
+"""Files of every kind go in and out with all that they hold."""
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from idcodeformer.errors import BadImage, BadOption
+from idcodeformer.image_io import Picture, find_pictures, read
+from idcodeformer.image_write import write, write_bytes
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)  # 9 x 6, so that a turned picture shows
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010F] = "Maker"
+    tags.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
+    return tags
+
+
+def levels(picture: Picture, top: int = 255) -> np.ndarray:
+    return (picture.frames[0].permute(1, 2, 0) * top).round().numpy().astype(int)
+
+
+def test_values_are_exact_and_return_exact(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    picture = read(tmp_path / "a.png")
+    assert picture.frames.shape == (1, 3, 6, 9) and picture.frames.dtype == torch.float32
+    assert picture.alpha is None and picture.bits == 8 and picture.size == (6, 9)
+    np.testing.assert_array_equal(levels(picture), COLOURS)
+    write(tmp_path / "b.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), COLOURS)
+
+
+def test_rounding_does_not_darken(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", Picture(torch.full((1, 3, 2, 2), 99.6 / 255)))
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[100] * 3] * 2] * 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_orientation_is_applied_and_the_tag_reset(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16, 0], upright[16:, 32:, 1] = 255, 255
+    # Pillow turns the stored picture by the same table; storing = undoing with the inverse operation.
+    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    stored = Image.fromarray(upright)
+    stored = stored if inverse is None else stored.transpose(Image.Transpose(inverse))
+    file = tmp_path / f"a{suffix}"
+    stored.save(file, exif=exif(orientation), **({"quality": 95, "subsampling": 0} if suffix == ".jpg" else {}))
+    picture = read(file)
+    assert np.abs(levels(picture) - upright).mean() < 3
+    write(tmp_path / "b.png", picture)
+    with Image.open(tmp_path / "b.png") as back:
+        assert back.getexif()[0x0112] == 1 and back.getexif()[0x010F] == "Maker"
+        assert back.getexif().get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_icc_exif_and_resolution_go_along(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", icc_profile=SRGB, exif=exif(1), dpi=(300, 300))
+    write(tmp_path / f"b{suffix}", read(tmp_path / "a.jpg"))
+    with Image.open(tmp_path / f"b{suffix}") as back:
+        assert back.info["icc_profile"] == SRGB
+        assert back.getexif()[0x010F] == "Maker"
+        if suffix != ".webp":
+            assert round(float(back.info["dpi"][0])) == 300
+
+
+def test_alpha_is_kept_and_jpeg_refuses_to_lose_it(tmp_path: Path) -> None:
+    rgba = RNG.integers(0, 256, (6, 9, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    picture = read(tmp_path / "a.png")
+    assert picture.alpha is not None and picture.alpha.shape == (1, 1, 6, 9)
+    write(tmp_path / "b.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), rgba)
+    with pytest.raises(BadOption, match="transparency"):
+        write(tmp_path / "b.jpg", picture)
+    assert not (tmp_path / "b.jpg").exists()
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.fromarray(COLOURS).quantize(8)
+    image.save(tmp_path / "a.png", transparency=0)
+    with Image.open(tmp_path / "a.png") as stored:
+        wanted = np.asarray(stored.convert("RGBA"))
+    picture = read(tmp_path / "a.png")
+    assert picture.alpha is not None and float(picture.alpha.min()) == 0
+    np.testing.assert_array_equal(levels(picture), wanted[:, :, :3])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_gray_stays_gray(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(COLOURS).convert(mode).save(tmp_path / "a.png")
+    picture = read(tmp_path / "a.png")
+    assert picture.gray and torch.equal(picture.frames[:, 0], picture.frames[:, 2])
+    write(tmp_path / "b.png", picture)
+    with Image.open(tmp_path / "b.png") as back:
+        assert back.mode == ("LA" if mode == "LA" else "L")
+    coloured = replace(picture, frames=picture.frames * torch.tensor([1.0, 0.5, 0.5])[:, None, None])
+    write(tmp_path / "c.png", coloured)
+    with Image.open(tmp_path / "c.png") as back:
+        assert back.mode.startswith("RGB")
+
+
+def test_cmyk_is_converted_and_its_profile_left_behind(tmp_path: Path) -> None:
+    flat = Image.new("RGB", (16, 16), (200, 40, 40)).convert("CMYK")
+    flat.save(tmp_path / "a.jpg", quality=95, icc_profile=b"not a profile")
+    picture = read(tmp_path / "a.jpg")
+    assert picture.icc is None
+    assert np.abs(levels(picture)[8, 8] - [200, 40, 40]).max() < 12
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_png_stays_16_bit(tmp_path: Path, channels: int) -> None:
+    values = RNG.integers(0, 65536, (6, 9, channels), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    picture = read(tmp_path / "a.png")
+    assert picture.bits == 16 and picture.gray == (channels == 1)
+    picture = replace(picture, icc=SRGB, exif=exif(1).tobytes(), dpi=(300, 300))
+    write(tmp_path / "b.png", picture)
+    back = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED)
+    assert back.dtype == np.uint16
+    np.testing.assert_array_equal(back.reshape(values.shape), values)
+    with Image.open(tmp_path / "b.png") as again:
+        assert again.info["icc_profile"] == SRGB and again.getexif()[0x010F] == "Maker"
+        assert round(float(again.info["dpi"][0])) == 300
+
+
+def test_16_bit_gray_and_colour_tiff(tmp_path: Path) -> None:
+    colour = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.tif"), colour)
+    np.testing.assert_array_equal(levels(read(tmp_path / "a.tif"), 65535), colour[:, :, ::-1])
+    cv2.imwrite(str(tmp_path / "g.tif"), colour[:, :, 0])
+    np.testing.assert_array_equal(levels(read(tmp_path / "g.tif"), 65535)[:, :, 0], colour[:, :, 0])
+
+
+def frames(count: int) -> list[Image.Image]:
+    out = []
+    for number in range(count):
+        array = np.zeros((12, 16, 3), np.uint8)
+        array[:, : 4 * (number + 1)] = (250, 20, 20)
+        out.append(Image.fromarray(array))
+    return out
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_every_frame_of_an_animation_is_kept(tmp_path: Path, suffix: str) -> None:
+    first, *others = frames(3)
+    extra = {"lossless": True} if suffix == ".webp" else {}
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=others, duration=[40, 80, 120], loop=0, **extra)
+    picture = read(tmp_path / f"a{suffix}")
+    assert picture.frames.shape == (3, 3, 12, 16) and picture.durations == (40, 80, 120)
+    assert picture.suffix == suffix
+    write(tmp_path / f"b{suffix}", picture)
+    again = read(tmp_path / f"b{suffix}")
+    assert again.durations == picture.durations
+    assert (again.frames - picture.frames).abs().mean() < 0.01
+    with pytest.raises(BadOption, match="one frame"):
+        write(tmp_path / "b.jpg", replace(picture, alpha=None))
+
+
+def test_documents_with_pages_are_refused(tmp_path: Path) -> None:
+    first, *others = frames(2)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    with pytest.raises(BadImage, match="2 pages"):
+        read(tmp_path / "a.tif")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_that_pillow_warns_of_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From half of its limit on Pillow warns; a large scan is no attack. The limit is lowered to keep this quick."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (50, 30), 7).save(tmp_path / "scan.png")
+    assert read(tmp_path / "scan.png").size == (30, 50)
+    Image.new("L", (50, 50), 7).save(tmp_path / "larger.png")
+    with pytest.raises(BadImage, match="megapixels"):
+        read(tmp_path / "larger.png")
+
+
+def test_a_decompression_bomb_is_refused_unread(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(BadImage, match="megapixels"):
+        read(tmp_path / "bomb.png")
+
+
+def png_bytes() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png16_bytes() -> bytes:
+    return cv2.imencode(".png", RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (png_bytes()[:3000], "damaged or truncated"),
+        (png16_bytes()[:9000], "damaged or truncated"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"plain text", "not a picture"),
+        (bytes(range(256)) * 8, "not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(content)
+    with pytest.raises(BadImage, match=words) as caught:
+        read(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_float_tiff_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(BadImage, match="8- or 16-bit"):
+        read(tmp_path / "a.tif")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="does not exist"):
+        read(tmp_path / "nothing.png")
+    with pytest.raises(BadImage, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(BadImage, match="no picture"):
+        find_pictures([tmp_path])
+
+
+def test_find_pictures_sorts_and_descends_only_when_asked(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "notes.txt", "sub/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(r) for _, r in find_pictures([tmp_path])] == ["a.JPG", "b.png"]
+    assert [r.as_posix() for _, r in find_pictures([tmp_path], recursive=True)] == ["a.JPG", "b.png", "sub/c.webp"]
+    assert find_pictures([tmp_path / "notes.txt"]) == [(tmp_path / "notes.txt", Path("notes.txt"))]
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"mine")
+    picture = Picture(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(BadImage, match="exists already"):
+        write(file, picture)
+    assert file.read_bytes() == b"mine"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(file, picture, overwrite=True)
+    assert file.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [file]
+    write(file, picture, overwrite=True)
+    assert file.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [file]
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="NaN"):
+        write(tmp_path / "a.png", Picture(torch.full((1, 3, 4, 4), float("nan"))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadImage, match="cannot be made"):
+        write_bytes(tmp_path / "file" / "sub" / "a.png", b"x")
+
+
+def test_an_unknown_ending(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="written as"):
+        write(tmp_path / "a.xyz", Picture(torch.zeros(1, 3, 4, 4)))
