@@ -46,7 +46,7 @@ class EvalSet:
         rows = np.arange(len(self)) if rows is None else rows
         for first in range(0, len(rows), batch):
             part = rows[first : first + batch]
-            truth = [read_image(self.entries[r].path, self.size) for r in part]
+            truth = [read_image(self.entries[r], self.size) for r in part]
             bad = [
                 degrade(t, degradation, sample_rng(seed, int(self.places[r]))) for t, r in zip(truth, part, strict=True)
             ]
@@ -72,12 +72,12 @@ def load_set(root: Path, list_csv: str | None, split: str | None, size: int, lim
     for place in places:
         entry = entries[place]
         try:
-            read_image(entry.path, size)
+            read_image(entry, size)
         except ValueError as error:
             skipped[str(entry.path)] = str(error)
             continue
         kept.append(place)
-        digest.update(f"{place} {entry.identity} ".encode() + hashlib.sha256(entry.path.read_bytes()).digest())
+        digest.update(f"{place} {entry.identity} ".encode() + hashlib.sha256(entry.read().tobytes()).digest())
     if not kept:
         why = next(iter(skipped.items()))
         raise DataError(f"None of the {len(places)} images can be used; the first, {why[0]}: {why[1]}.")

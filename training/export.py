@@ -36,40 +36,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def network_of(state: dict[str, Any], averaged: bool = True) -> Any:
-    """The network of a checkpoint as ``read_checkpoint`` returned it, in eval mode, frozen, fp32, strictly loaded.
+    """The network of a checkpoint as ``read_checkpoint`` returned it: strictly loaded, frozen, fp32, in eval mode.
 
-    ``averaged`` takes the moving average, else the weights of the last step. Raises ConfigError where they do not fit.
+    ``averaged`` takes the moving average, else the weights of the last step. Raises UnsupportedWeights, naming the
+    tensor, where the weights do not fit the checkpoint's own configuration.
     """
-    from .config import ConfigError
+    from idcodeformer.weights.loading import build
 
-    net = _empty(state)
-    if averaged:
-        weights = state["ema"]
-    else:
-        weights = {k.removeprefix("net."): v for k, v in state["model"].items() if k.startswith("net.")}
-    result = net.load_state_dict(weights, strict=False)
-    wrong = [*result.missing_keys, *result.unexpected_keys]
-    if wrong:
-        raise ConfigError(f"The checkpoint's weights do not fit its own config: {wrong[0]}. Use another checkpoint.")
-    return net.float().eval().requires_grad_(False)
-
-
-def _empty(state: dict[str, Any]) -> Any:
-    """A fresh network of the checkpoint's stage and config."""
     from .config import from_dict
-
-    config = from_dict(state["config"])
-    if config.stage == "recogniser":
-        from idcodeformer.models.arcface import IResNet, IResNetConfig
-
-        rule = config.recogniser
-        return IResNet(IResNetConfig(tuple(rule.layers), tuple(rule.widths), rule.stem, rule.embedding_dim))
-    from idcodeformer.models.codeformer import CodeFormer
-    from idcodeformer.models.vqgan import VQAutoEncoder
-
     from .stages import codeformer_config, vqgan_config
 
-    return VQAutoEncoder(vqgan_config(config)) if config.stage == "stage1" else CodeFormer(codeformer_config(config))
+    config = from_dict(state["config"])
+    weights = state["ema"] if averaged else _of_last_step(state["model"])
+    if config.stage == "recogniser":
+        net = build(weights, "recogniser")
+    else:
+        kind = "vqgan" if config.stage == "stage1" else "codeformer"
+        shape = vqgan_config(config) if kind == "vqgan" else codeformer_config(config)
+        net = build(weights, kind, {"config": json.dumps(shape.to_dict())})
+    return net.requires_grad_(False)
+
+
+def _of_last_step(model: dict[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix("net."): v for k, v in model.items() if k.startswith("net.")}
 
 
 def export(
