@@ -8,6 +8,7 @@ from .types import GrayMode
 
 # Mean variance in grey levels squared, as in the reference (misc.py:146-160).
 _COLOUR_VARIANCE = 10.0 / 255**2
+_AT_ONCE = 8  # faces; bounds the memory of intermediate results
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -33,7 +34,8 @@ def is_monochrome(pixels: Tensor) -> Tensor:
 
 def luminance(pixels: Tensor) -> Tensor:
     """[N,S,S] luma of RGB [N,3,S,S]."""
-    return torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(_LUMA))
+    red, green, blue = _LUMA  # plain numbers: a tensor of them would have to travel to the device first
+    return red * pixels[:, 0] + green * pixels[:, 1] + blue * pixels[:, 2]
 
 
 def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto") -> Tensor:
@@ -45,6 +47,11 @@ def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto") -> Ten
     """
     if mode == "off" or len(restored) == 0:
         return restored
+    pairs = zip(restored.split(_AT_ONCE), pixels.split(_AT_ONCE))
+    return torch.cat([_match(after, before, mode) for after, before in pairs])
+
+
+def _match(restored: Tensor, pixels: Tensor, mode: GrayMode) -> Tensor:
     gray = is_monochrome(pixels) if mode == "auto" else None
     if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):  # elsewhere asking would cost a wait
         return restored

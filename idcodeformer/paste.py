@@ -78,7 +78,6 @@ def paste_planned(
     """
     options = options or RestoreOptions()
     _check(images, plan, pixels, restored, user_masks, background)
-    kept = _untouched(pixels, restored)
     enlarge = background if callable(background) and options.face_upsample else None
     out: list[Tensor] = []
     shares: list[Tensor] = []
@@ -91,7 +90,7 @@ def paste_planned(
         limit = None if own is None else masks.user_mask(own.to(restored.device), size, number)
         share = torch.zeros(1, *size, device=restored.device)
         for group in groups:
-            layers = {r.face: _layer(r, pixels, restored, kept, parsed, enlarge, plan) for r in group.regions}
+            layers = {r.face: _layer(r, pixels, restored, parsed, enlarge, plan) for r in group.regions}
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
         out.append(canvas.to(image.device))
@@ -115,34 +114,32 @@ def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = N
     return picture[0].clamp_(0, 1) if upscaler is None else picture[0].clamp(0, 1)
 
 
-def _untouched(pixels: Tensor, restored: Tensor) -> Tensor:
-    """[N] 1 for a face that restoring left alone, 0 for every other; a soft step, decided on the device.
+def _untouched(before: Tensor, after: Tensor) -> Tensor:
+    """Scalar: 1 for a face that restoring left alone, 0 for every other; a soft step, decided on the device.
 
     Sampling a crop and sampling it back costs sharpness. Where nothing was restored that would be the only effect, so
     such a face gets back what sampling lost; a restored one never does, it would bring back the input's noise.
     """
-    if restored.shape != pixels.shape:
-        return torch.zeros(len(restored), device=restored.device)
-    change = (restored - pixels).abs().mean((1, 2, 3))
-    return (2 - change / _UNTOUCHED).clamp(0, 1)
+    return (2 - (after - before).abs().mean() / _UNTOUCHED).clamp(0, 1)
 
 
 def _layer(
     region: Region,
     pixels: Tensor,
     restored: Tensor,
-    kept: Tensor,
     parsed: Tensor | None,
     enlarge: Upscaler | None,
     plan: PastePlan,
 ) -> _Layer:
     """The crop and its mask at about the density of the output."""
     i = region.face
-    source, own = restored[i : i + 1].float(), kept[i]
+    source = restored[i : i + 1].float()
+    kept = torch.zeros((), device=source.device)
     if enlarge is not None:
-        source, own = enlarge(source).to(restored.device, torch.float32), torch.zeros_like(own)
-    elif restored.shape == pixels.shape:  # sampling is linear: one sampling serves the face and what it would lose
-        source = source - own * pixels[i : i + 1]
+        source = enlarge(source).to(restored.device, torch.float32)
+    elif restored.shape == pixels.shape:
+        kept = _untouched(pixels[i : i + 1], source)
+        source = source - kept * pixels[i : i + 1]  # sampling is linear: one serves the face and what it would lose
     side = source.shape[-1]
     if plan.antialias:
         side = min(side, max(1, round(plan.crop_size / region.density)))
@@ -151,7 +148,7 @@ def _layer(
     mask = masks.soft_square(region, plan.crop_size, plan.upscale, side, source.device)[None, None]
     if parsed is not None:
         mask = torch.minimum(mask, F.interpolate(parsed[i : i + 1], (side, side), mode="bilinear", antialias=True))
-    return _Layer(torch.cat([source, mask], 1)[0], own)
+    return _Layer(torch.cat([source, mask], 1)[0], kept)
 
 
 def _tiles(box: Box) -> list[Box]:
