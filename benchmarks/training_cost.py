@@ -7,7 +7,7 @@ and no weights. docs/training.md explains the table.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,12 +28,20 @@ CONFIGS = Path("training/configs/full")
 
 
 class Cost:
-    """FLOPs and kept activations of one image, and parameters."""
+    """FLOPs and kept activations of one image of a run, its parameters, and what the stages share."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
         self.flops = self.activations = 0.0
         self.trained: list[nn.Parameter] = []
         self.frozen: list[nn.Parameter] = []
+        self.image = torch.zeros(1, 3, config.net.img_size, config.net.img_size)
+        self.judge, self.critic = LPIPSVgg(), PatchDiscriminator(config.loss.gan_ndf)
+
+    def owns(self, *modules: nn.Module) -> None:
+        """Parameters count as trained where they want a gradient, else as frozen."""
+        for p in (p for m in modules for p in m.parameters()):
+            (self.trained if p.requires_grad else self.frozen).append(p)
 
     def add(self, work: Callable[[], object]) -> None:
         """Count what ``work`` computes and what autograd keeps for it; storages are counted once, parameters never."""
@@ -51,98 +59,81 @@ class Cost:
         self.flops += counter.get_total_flops()
         self.activations = max(self.activations, sum(kept.values()))
 
+    def image_terms(self, image: Tensor, last: Tensor) -> Tensor:
+        """L1, LPIPS and GAN; the adaptive weight takes two more passes back to the ``last`` layer."""
+        target = self.judge.reference_features(self.image)
+        rec = F.l1_loss(image, self.image) + self.judge(image, target).mean()
+        if not self.config.loss.gan:
+            return rec
+        self.critic.requires_grad_(False)
+        adversarial = -self.critic(image).mean()
+        for loss in (rec, adversarial):
+            torch.autograd.grad(loss, last, retain_graph=True)
+        self.critic.requires_grad_(True)
+        return rec + adversarial
 
-def _parameters(*modules: nn.Module | Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [p for m in modules for p in m.parameters()]  # type: ignore[union-attr]
-
-
-def _image_terms(cost: Cost, image: Tensor, truth: Tensor, config: TrainConfig, judge: LPIPSVgg, last: Tensor) -> Tensor:
-    """L1, LPIPS, the GAN with its adaptive weight (two more passes back to the last layer): the sum to go back from."""
-    rec = F.l1_loss(image, truth) + judge(image, judge.reference_features(truth)).mean()
-    if not config.loss.gan:
-        return rec
-    critic = cost.critic  # type: ignore[attr-defined]
-    critic.requires_grad_(False)
-    adversarial = -critic(image).mean()
-    for loss in (rec, adversarial):
-        torch.autograd.grad(loss, last, retain_graph=True)
-    critic.requires_grad_(True)
-    return rec + adversarial
-
-
-def _critic_step(cost: Cost, image: Tensor) -> None:
-    critic = cost.critic  # type: ignore[attr-defined]
-    cost.add(lambda: critic(torch.cat([image.detach(), image.detach()])).mean().backward())
+    def critic_step(self) -> None:
+        """The discriminator looks at the truth and at the result."""
+        if self.config.loss.gan:
+            self.add(lambda: self.critic(torch.cat([self.image, self.image])).mean().backward())
 
 
-def _begin(config: TrainConfig) -> tuple[Cost, Tensor, LPIPSVgg]:
-    cost = Cost()
-    side = config.net.img_size
-    cost.critic = PatchDiscriminator(config.loss.gan_ndf)  # type: ignore[attr-defined]
-    return cost, torch.zeros(1, 3, side, side), LPIPSVgg()
+def _target(config: TrainConfig) -> VQAutoEncoder:
+    return VQAutoEncoder(vqgan_config(config)).requires_grad_(False)
 
 
-def stage1(config: TrainConfig) -> Cost:
-    cost, image, judge = _begin(config)
-    net = VQAutoEncoder(vqgan_config(config))
-    cost.trained, cost.frozen = _parameters(net, cost.critic), _parameters(judge)  # type: ignore[attr-defined]
+def _code_terms(state_logits: Tensor, feature: Tensor, codes: Tensor) -> Tensor:
+    return F.cross_entropy(state_logits.flatten(0, 1), codes.flatten()) + feature.square().mean()
+
+
+def stage1(cost: Cost) -> None:
+    net = VQAutoEncoder(vqgan_config(cost.config))
+    cost.owns(net, cost.critic, cost.judge)
 
     def step() -> None:
-        out, codes, _ = net(image)
-        (_image_terms(cost, out, image, config, judge, net.generator.blocks[-1].weight) + codes).backward()
+        out, codes, _ = net(cost.image)
+        (cost.image_terms(out, net.generator.blocks[-1].weight) + codes).backward()
 
     cost.add(step)
-    _critic_step(cost, image)
-    return cost
+    cost.critic_step()
 
 
-def stage2(config: TrainConfig) -> Cost:
-    cost, image, _ = _begin(config)
-    net, target = CodeFormer(codeformer_config(config)), VQAutoEncoder(vqgan_config(config)).requires_grad_(False)
-    net.generator.requires_grad_(False)
-    net.fuse_convs_dict.requires_grad_(False)
-    cost.trained = [p for p in net.parameters() if p.requires_grad]
-    cost.frozen = [p for p in net.parameters() if not p.requires_grad] + _parameters(target)
+def stage2(cost: Cost) -> None:
+    net, target = CodeFormer(codeformer_config(cost.config)), _target(cost.config)
+    for part in (net.generator, net.quantize, net.fuse_convs_dict):
+        part.requires_grad_(False)
+    cost.owns(net, target)
 
     def step() -> None:
-        with torch.no_grad():
-            codes = target.tokenize(image)
-        feature = net.encoder(image)
-        logits = net.predict(feature)
-        (F.cross_entropy(logits.flatten(0, 1), codes.flatten()) + feature.square().mean()).backward()
+        codes = target.tokenize(cost.image)
+        feature = net.encoder(cost.image)
+        _code_terms(net.predict(feature), feature, codes).backward()
 
     cost.add(step)
-    return cost
 
 
-def stage3(config: TrainConfig) -> Cost:
-    cost, image, judge = _begin(config)
-    net, target = CodeFormer(codeformer_config(config)), VQAutoEncoder(vqgan_config(config)).requires_grad_(False)
+def stage3(cost: Cost) -> None:
+    net, target = CodeFormer(codeformer_config(cost.config)), _target(cost.config)
     face = IResNet(IResNetConfig(layers=DEPTHS["r50"])).eval().requires_grad_(False)
-    net.generator.requires_grad_(False)
-    net.quantize.requires_grad_(False)
-    cost.trained = [p for p in _parameters(net, cost.critic) if p.requires_grad]  # type: ignore[attr-defined]
-    cost.frozen = [p for p in net.parameters() if not p.requires_grad] + _parameters(target, judge)
-    cost.frozen += _parameters(face) if config.loss.identity else []
+    for part in (net.generator, net.quantize):
+        part.requires_grad_(False)
+    cost.owns(net, target, cost.critic, cost.judge, *([face] if cost.config.loss.identity else []))
 
     def step() -> None:
-        with torch.no_grad():
-            codes = target.tokenize(image)
-        state = net.encode(image, "straight_through")
+        codes = target.tokenize(cost.image)
+        state = net.encode(cost.image, "straight_through")
         out = net.decode(state, 1.0)
         last = net.fuse_convs_dict[str(max(net.config.connect_list))].shift[-1].weight
-        total = _image_terms(cost, out, image, config, judge, last)
-        total = total + F.cross_entropy(state.logits.flatten(0, 1), codes.flatten()) + state.lq_feat.square().mean()
-        if config.loss.identity:
+        total = cost.image_terms(out, last) + _code_terms(state.logits, state.lq_feat, codes)
+        if cost.config.loss.identity:
             # the crop's two matrix products are nothing beside the network; plain resizing stands in for them
             with torch.no_grad():
-                truth = face(F.interpolate(image, (112, 112)))
+                truth = face(F.interpolate(cost.image, (112, 112)))
             total = total - F.cosine_similarity(face(F.interpolate(out, (112, 112))), truth).mean()
         total.backward()
 
     cost.add(step)
-    _critic_step(cost, image)
-    return cost
+    cost.critic_step()
 
 
 STAGES = {"stage1": stage1, "stage2": stage2, "stage3": stage3, "stage3_id": stage3}
@@ -151,7 +142,9 @@ STAGES = {"stage1": stage1, "stage2": stage2, "stage3": stage3, "stage3_id": sta
 def count(config: TrainConfig) -> Cost:
     """The cost of one image of a configuration of stage I, II or III."""
     with torch.device("meta"):
-        return STAGES[config.stage](config)
+        cost = Cost(config)
+        STAGES[config.stage](cost)
+    return cost
 
 
 def main() -> None:
