@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import sys
+from pathlib import Path
 from typing import Sequence
 
 from idcodeformer.errors import IDCodeFormerError
 
-COMMANDS = ("evaluate", "align", "export")
+COMMANDS = ("evaluate", "align", "export")  # each a module with add_parser(commands)
+EXTRAS = ("omegaconf", "yaml", "lightning_fabric", "tensorboard", "tqdm", "matplotlib", "cv2")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -18,41 +20,60 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     resume = args.resume
     if resume == "auto":
-        from pathlib import Path
-
         last = Path(config.out) / "last.ckpt"
         resume = last if last.exists() else None
-    Trainer(config, resume).run()
+    folder = Trainer(config, resume).run()
+    print(f"Done: {folder / 'last.ckpt'}")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m training", description="Train and measure ID-CodeFormer.")
     commands = top.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="run one stage")
+    train = commands.add_parser(
+        "train", help="run one stage", description="Run one stage: recogniser, stage1, stage2, stage3 or stage3_id."
+    )
     train.add_argument("--config", help="YAML file, e.g. training/configs/mini/stage1.yaml")
     train.add_argument("--resume", help="checkpoint to go on from; 'auto': last.ckpt of the run folder, if any")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. steps=1000 optim.lr=1e-4")
     train.set_defaults(func=_train)
     for name in COMMANDS:
-        if importlib.util.find_spec(f"{__package__}.{name}"):
-            importlib.import_module(f".{name}", __package__).add_parser(commands)
+        importlib.import_module(f".{name}", __package__).add_parser(commands)
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    from .config import ConfigError
-    from .data import DataError
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does it, and ``key=value`` may also stand after and between the options."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    stray = [word for word in rest if args.command != "train" or word.startswith("-") or "=" not in word]
+    if stray:
+        top.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 2 after an error that was told in a sentence, 130 after Ctrl-C."""
     try:
+        args = _parse(argv)
         return args.func(args) or 0
-    except (IDCodeFormerError, ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (IDCodeFormerError, OSError) as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in EXTRAS:
+            raise
+        message = f"{error.name} is not installed. pip install -r requirements.txt -r training/requirements.txt"
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        message = f"Not enough memory: lower batch, data.workers or the network. ({str(error).splitlines()[0]})"
     except KeyboardInterrupt:
-        print("Interrupted; the last checkpoint stays.", file=sys.stderr)
+        print("Interrupted. 'train --resume auto' goes on from last.ckpt.", file=sys.stderr)
         return 130
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
