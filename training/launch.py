@@ -26,7 +26,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
             accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, strategy=strategy,
             precision=config.precision,  # type: ignore[arg-type]
         )  # fmt: skip
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"Configuration keys 'accelerator', 'devices', 'precision' ({config.accelerator}, {config.devices}, "
             f"{config.precision}) do not fit this machine: {' '.join(str(error).split())}"

@@ -1,0 +1,149 @@
+"""Twenty steps of every stage on synthetic faces: what a run leaves behind, what moved and what stayed."""
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from PIL import Image
+
+from training.checkpoint import read_checkpoint
+from training.config import load_config
+from training.data import PairDataset, collate
+from training.stages import FROZEN, build_stage
+
+LOSSES = {
+    "distil": {"distil", "relation"},
+    "arcface": {"accuracy"},
+    "stage1": {"l1", "perceptual", "codebook", "commitment", "perplexity", "gan", "gan_weight", "d", "kmeans", "dead_codes"},
+    "stage2": {"code", "feature", "code_accuracy"},
+    "stage3": {"code", "feature", "l1"},
+    "control": {"code", "feature", "l1", "gan", "gan_weight", "d"},
+    "stage3_id": {"code", "feature", "l1", "gan", "gan_weight", "d", "identity"},
+}
+
+
+def figures(folder) -> dict[str, dict[int, float]]:
+    """name -> step -> value of a run's table."""
+    out: dict[str, dict[int, float]] = {}
+    with open(folder / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            out.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
+    return out
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_run_folder(runs, name):
+    folder = runs[name]
+    table = figures(folder)
+    assert LOSSES[name] <= table.keys()
+    assert list(table["total"]) == [5, 10, 15, 20]
+    assert list(table["val_score"]) == [10, 20]
+    assert all(torch.tensor(list(v.values())).isfinite().all() for v in table.values())
+    assert load_config(folder / "config.yaml").out == str(folder)
+    assert "step 20" in (folder / "log.txt").read_text()
+    assert list((folder / "events").glob("events.out.tfevents.*"))
+    last, best = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / "best.ckpt")
+    assert last["step"] == 20 and best["step"] in (10, 20)
+    assert last["best"] == pytest.approx(min(table["val_score"].values()), rel=1e-4)
+    columns = {"stage1": 2}.get(name, 3)  # the first stage has no degraded input to show
+    if LOSSES[name] & {"l1", "code"}:
+        for step in (10, 20):
+            assert Image.open(folder / "samples" / f"{step:07d}.png").size == (64 * columns, 64 * 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_learns(runs, name):
+    total = figures(runs[name])
+    key = "l1" if "l1" in total else "total"  # the total of runs with a GAN jumps where the discriminator starts
+    assert total[key][20] < total[key][5]
+
+
+@pytest.mark.parametrize("name", ["distil", "stage2", "stage3_id"])
+def test_frozen_parts_did_not_move(runs, arguments, base, faces, name):
+    config = load_config(base, [f"data.roots=[{faces}]", *arguments[name]])
+    runs[name]
+    torch.manual_seed(config.seed)
+    fresh = build_stage(config)
+    after = read_checkpoint(runs[name] / "last.ckpt")["model"]
+    trained = {n.split(".")[0] for n, p in fresh.net.named_parameters() if p.requires_grad}
+    frozen = {n.split(".")[0] for n, _ in fresh.net.named_parameters()} - trained
+    assert frozen == {"distil": set(), "stage2": {"quantize", "generator", "fuse_convs_dict"}}.get(
+        name, {"quantize", "generator"}
+    )
+    moved = {k.split(".")[1] for k, v in fresh.state_dict().items() if k in after and not torch.equal(v, after[k])}
+    assert moved == trained
+    assert not {k.split(".")[0] for k in after} & set(FROZEN)  # they come from their own files
+
+
+@pytest.mark.parametrize("name", ["distil", "stage1", "stage2", "stage3_id"])
+def test_frozen_networks_stay_frozen_in_training_mode(runs, arguments, base, faces, name):
+    config = load_config(base, [f"data.roots=[{faces}]", *arguments[name], "loss.gan=0"])
+    runs[name]
+    stage = build_stage(config, 4).train()
+    networks = [getattr(stage, n) for n in FROZEN if getattr(stage, n, None) is not None]
+    assert networks
+    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in networks]
+    data = PairDataset(config.data, config.degradation, 0)
+    stage(collate([data[i] for i in range(2)]), 10)["total"].backward()
+    for network, state in zip(networks, before):
+        assert not any(m.training for m in network.modules())
+        assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+        assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    trained = [p for p in stage.trainable() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(trained) > 0.9 * len(stage.trainable())
+
+
+def test_control_arm_is_the_same_run_without_the_identity_loss(runs, arguments, base, faces):
+    """Same data, same w, same start: only the term differs."""
+    runs["stage2"]
+    stages = []
+    for name in ("control", "stage3_id"):
+        config = load_config(base, [f"data.roots=[{faces}]", *arguments[name]])
+        torch.manual_seed(config.seed)
+        stages.append(build_stage(config))
+    control, identity = stages
+    assert control.identity is None and identity.identity is not None
+    for (k, a), (_, b) in zip(control.net.state_dict().items(), identity.net.state_dict().items()):
+        assert torch.equal(a, b), k
+    positions = torch.arange(64)
+    w = control._draw_w(positions)
+    assert torch.equal(w, identity._draw_w(positions))
+    assert 0.3 < (w == 1).float().mean() < 0.7 and w.min() < 0.4
+
+
+@pytest.mark.parametrize("low", ["0", "1"])
+def test_w_of_zero_with_a_discriminator_does_not_crash(runs, train, arguments, tmp_path, low):
+    runs["stage2"]
+    words = ["fidelity.full=0", f"fidelity.low={low}", f"fidelity.high={low}", "loss.gan_start=0", "steps=2"]
+    assert train(tmp_path, *arguments["control"], *words, "log_every=1") == 0
+    weight = figures(tmp_path)["gan_weight"]
+    assert (weight[2] == 0) == (low == "0")
+
+
+@pytest.mark.parametrize(
+    "words, key",
+    [
+        (["stage=stage2"], "init"),
+        (["stage=stage3", "init={second}"], "vqgan"),
+        (["stage=stage2", "init={second}"], "vqgan"),
+        (["stage=stage3", "init={second}", "vqgan={second}"], "vqgan"),
+        (["stage=stage3", "init={second}", "vqgan={other}"], "vqgan"),
+        (["stage=stage1", "loss.perceptual=1"], "loss.perceptual_weights"),
+        (["stage=stage3_id", "init={second}", "vqgan={first}", "loss.identity=1"], "loss.identity_weights"),
+        (["stage=recogniser"], "recogniser.teacher"),
+        (["stage=stage2", "init={first}", "net.nf=16"], "net."),
+        (["stage=stage1", "accelerator=tpu"], "accelerator"),
+    ],
+)
+def test_refused_starts_name_the_key(runs, train, tmp_path, capsys, words, key):
+    """Above all: target codes never come from a network without weights (CodeFormer issue 304)."""
+    first = read_checkpoint(runs["stage1"] / "last.ckpt")
+    first["ema"]["quantize.embedding.weight"] = torch.randn(32, 16)
+    torch.save(first, tmp_path / "other.ckpt")
+    names = {
+        "first": runs["stage1"] / "last.ckpt", "second": runs["stage2"] / "last.ckpt", "other": tmp_path / "other.ckpt",
+    }  # fmt: skip
+    assert train(tmp_path / "run", *[w.format(**names) for w in words]) == 2
+    error = capsys.readouterr().err
+    assert key in error and error.startswith("error: ") and "Traceback" not in error
