@@ -27,6 +27,11 @@ class FoundFaces:
     size: tuple[int, int]  # (height, width) of the frames, px
 
     @property
+    def left_out(self) -> list[tuple[int, str]]:
+        """(frame, reason) of every face that was found and not chosen."""
+        return [(frame, reason) for frame, here in enumerate(self.dropped) for _, reason in here]
+
+    @property
     def count(self) -> int:
         return sum(map(len, self.faces))
 
@@ -94,7 +99,10 @@ def find(
             faces, scores, strangers = _without(faces, scores, unlike)
             choice = select(faces, options, frames.size, mask, scores)
             kept.append(choice.faces)
-            dropped.append((*((faces[n], reason) for n, reason in choice.dropped), *strangers))
+            left = [(faces[n], reason) for n, reason in choice.dropped]
+            if scores is not None and options.keep == "indices":  # the numbers are in the order of likeness
+                left = [(faces[n], _unlike(scores[n])) for n, _ in choice.dropped]
+            dropped.append((*left, *strangers))
         if progress:
             progress(len(kept), len(frames))
     return FoundFaces(tuple(kept), tuple(dropped), frames.size)
@@ -103,9 +111,13 @@ def find(
 def _without(faces: Faces, scores: list[float] | None, unlike: list[int]):
     if scores is None or not unlike:
         return faces, scores, ()
-    strangers = tuple((faces[n], f"similarity {scores[n]:.2f}") for n in unlike)
+    strangers = tuple((faces[n], _unlike(scores[n])) for n in unlike)
     rest = [n for n in range(len(faces)) if n not in unlike]
     return tuple(faces[n] for n in rest), [scores[n] for n in rest], strangers
+
+
+def _unlike(score: float) -> str:
+    return f"similarity {score:.2f}"
 
 
 def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecogniser):

@@ -85,7 +85,7 @@ class IDCodeFormerModel:
         self._detector: ManagedDetector | None = None
 
     def restorer(self, faces: int) -> CodeFormerRestorer:
-        """The restorer, its network in place, with room for ``faces`` (a guess will do) at once."""
+        """The restorer, its network in place, with memory freed for ``faces`` at once."""
         from ..idcodeformer.memory import bytes_per_face
         from ..idcodeformer.restore import CodeFormerRestorer
 

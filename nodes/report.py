@@ -10,15 +10,21 @@ from . import convert
 if TYPE_CHECKING:
     from ..idcodeformer.types import FaceReport, Restoration
     from .compare import Comparison
+    from .faces import FoundFaces
     from .managed import IDCodeFormerModel
 
 _MOST_LINES = 400
 
 
 def restoration(
-    result: Restoration, model: IDCodeFormerModel, paste_classes: str, mask: Tensor | None, frames: convert.Frames
+    result: Restoration,
+    model: IDCodeFormerModel,
+    frames: convert.Frames,
+    paste_classes: str,
+    mask: Tensor | None,
+    given: FoundFaces | None,
 ) -> str:
-    """What Restore Faces did, face by face."""
+    """What Restore Faces did, face by face; also with those that Detect Faces had left out of ``given``."""
     restored = [line for line in result.report if line.status == "restored"]
     head = f"{len(restored)} of {len(result.report)} faces restored in {len(frames)} frames with {model.name}, w "
     lines = [head + (f"{restored[0].w:g}" if restored else "-")]
@@ -31,7 +37,11 @@ def restoration(
         lines.append("pasted with a soft square: parsing_parsenet.pth is not in models/facedetection")
     if not result.report:
         lines.append("no face was found")
-    return _joined(lines + [_face(line) for line in result.report])
+    left_out = given.left_out if given is not None else []
+    return _joined(
+        lines + [_face(line) for line in result.report]
+        + [f"frame {frame}: a face left out by Detect Faces, {reason}" for frame, reason in left_out]
+    )  # fmt: skip
 
 
 def _face(line: FaceReport) -> str:

@@ -12,6 +12,7 @@ from .managed import IDCodeFormerModel, model_of
 from .preview import PreviewingRestorer, StagedProgress
 from .upscale import upscaler_of
 
+_FACES_AT_ONCE = 4  # what memory is asked for; the core then takes as many as fit
 SQUARE = "whole square"
 PASTE_CLASSES = ("automatic", "face and hair", "face without hair", "inner face", SQUARE)
 _INNER_FACE = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # skin, nose, eyes, brows, mouth and lips of ParseNet's labels
@@ -130,7 +131,7 @@ class RestoreFaces:
                 "to pass."
             )
         pictures = convert.crops_image(result.crops_out.pixels), convert.crops_image(result.crops_in.pixels)
-        text = report.restoration(result, model, paste_classes, mask, frames)
+        text = report.restoration(result, model, frames, paste_classes, mask, faces)
         return convert.image_of(result.images, frames), *pictures, convert.mask_of(result.masks, frames), text
 
 
@@ -142,7 +143,7 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
     needs_detector = found is None or reference is not None
     progress = StagedProgress(host.Progress(100))
     pipeline = FacePipeline(
-        PreviewingRestorer(model.restorer(faces=8), progress),
+        PreviewingRestorer(model.restorer(_FACES_AT_ONCE), progress),
         model.detector() if needs_detector else None,
         model.recogniser(),
         None if paste_classes == SQUARE else model.parser(required=paste_classes != PASTE_CLASSES[0]),

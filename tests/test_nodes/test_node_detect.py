@@ -1,0 +1,128 @@
+"""Detect Faces: choices, outputs of every shape, what is said of a wrong input."""
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+
+def centres(faces, frame=0):
+    return [float(face.box[0] + face.box[2]) / 2 for face in faces.faces[frame]]
+
+
+def test_outputs(run, group):
+    faces, count, preview, mask, crops = run("DetectFaces", image=group, order="left_to_right")
+    assert count == faces.count == len(crops) == 4
+    assert centres(faces) == sorted(centres(faces))
+    assert preview.shape == group.shape and not torch.equal(preview, group)
+    assert mask.shape == (1, 256, 928) and set(mask.unique().tolist()) == {0.0, 1.0}
+    for x in centres(faces):
+        assert mask[0, 130, int(x)] == 1
+    assert all(crop.shape == (1, 512, 512, 3) for crop in crops)
+
+
+def test_no_face_is_a_normal_result(run, grey):
+    faces, count, preview, mask, crops = run("DetectFaces", image=grey)
+    assert count == 0 and faces.faces == ((),)
+    assert torch.allclose(preview, grey, atol=1 / 255) and not mask.any()
+    assert len(crops) == 1 and crops[0].shape == (1, 512, 512, 3) and not crops[0].any()  # an empty list stops the host
+
+
+def test_batch_of_nothing(run):
+    faces, count, preview, mask, crops = run("DetectFaces", image=torch.zeros(0, 64, 64, 3))
+    assert count == 0 and faces.faces == () and preview.shape == (0, 64, 64, 3) and mask.shape == (0, 64, 64)
+    assert len(crops) == 1
+
+
+def test_every_frame_has_its_faces(run, portrait):
+    frames = torch.cat([portrait, torch.zeros_like(portrait), portrait.flip(2)])
+    faces, count, preview, mask, _ = run("DetectFaces", image=frames)
+    assert [len(here) for here in faces.faces] == [1, 0, 1] and count == 2
+    assert centres(faces, 0)[0] == pytest.approx(383 - centres(faces, 2)[0], abs=4)
+    assert [bool(m.any()) for m in mask] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"keep": "indices", "indices": "0, 2-3"}, [0, 2, 3]),
+        ({"keep": "indices", "indices": "7"}, []),
+        ({"max_faces": 2}, [0, 1]),
+        ({"min_eye_distance": 500}, []),
+        ({"keep": "centre"}, None),
+        ({"keep": "largest"}, None),
+    ],
+    ids=str,
+)
+def test_choices(run, group, values, expected):
+    everyone = centres(run("DetectFaces", image=group, order="left_to_right")[0])
+    chosen = centres(run("DetectFaces", image=group, order="left_to_right", **values)[0])
+    if expected is None:
+        assert len(chosen) == 1 and chosen[0] in everyone
+    else:
+        assert chosen == [everyone[n] for n in expected]
+
+
+def test_faces_inside_a_mask(run, pack, group):
+    mask = torch.zeros(256, 928)
+    mask[:, 464:] = 1
+    faces = run("DetectFaces", image=group, keep="mask", mask=mask)[0]
+    assert len(centres(faces)) == 2 and min(centres(faces)) > 464
+    with pytest.raises(pack.errors.BadOption, match="mask"):
+        run("DetectFaces", image=group, keep="mask")
+
+
+def test_most_like_the_reference(run, model, group):
+    """The reference is a cut of the picture itself, so that even a recogniser with random weights knows the face."""
+    third = group[:, :, 464:720]
+    faces = run("DetectFaces", image=group, keep="reference", reference=third, model=model)[0]
+    assert len(centres(faces)) == 1 and 464 < centres(faces)[0] < 720
+    assert all("similarity" in reason for _, reason in faces.left_out)
+    strict = run("DetectFaces", image=group, keep="reference", reference=third, model=model, min_similarity=1.0)[0]
+    assert strict.count == 0 and len(strict.left_out) == 4
+    order = run("DetectFaces", image=group, order="reference", reference=third, model=model)[0]
+    assert order.count == 4 and centres(order)[0] == pytest.approx(centres(faces)[0])
+
+
+def test_reference_must_be_there_and_show_a_face(run, pack, model, group, grey):
+    with pytest.raises(pack.errors.BadOption, match="link photos"):
+        run("DetectFaces", image=group, keep="reference", model=model)
+    with pytest.raises(pack.errors.BadImage, match="No face was found in 'reference'"):
+        run("DetectFaces", image=group, keep="reference", reference=grey, model=model)
+
+
+@pytest.mark.parametrize("text", ["a", "1,,x", "-1", "1-", "99999"])
+def test_wrong_indices_are_refused_before_running(pack, text):
+    assert "write numbers" in pack.nodes.DetectFaces.VALIDATE_INPUTS(detector=None, indices=text)
+
+
+def test_indices_as_people_write_them(pack):
+    parse = pack.sub("faces").parse_indices
+    assert parse(" 0,2 ; 4-6 2") == (0, 2, 4, 5, 6) and parse("") == ()
+
+
+def test_missing_detector_is_refused_with_its_source(pack):
+    said = pack.nodes.DetectFaces.VALIDATE_INPUTS(detector="detection_Resnet50_Final.pth", indices="0")
+    assert "facedetection" in said and "https://" in said
+
+
+def test_changed_detector_file_is_seen(pack):
+    file = pack.models / "facedetection" / "detection_mine.pth"
+    file.write_bytes(b"x")
+    first = pack.nodes.DetectFaces.IS_CHANGED(detector=file.name, image=None, confidence=0.5)
+    os.utime(file, ns=(1, 1))
+    assert pack.nodes.DetectFaces.IS_CHANGED(detector=file.name, image=None) != first
+    file.unlink()
+
+
+def test_preview_on_the_node(pack, group):
+    from tests.test_nodes.conftest import defaults
+
+    node = pack.nodes.DetectFaces
+    shown = node().detect(image=group, **defaults(node))["ui"]
+    (item,) = shown["images"]
+    assert item["type"] == "temp"
+    with Image.open(os.path.join(pack.folder_paths.get_temp_directory(), item["filename"])) as picture:
+        assert picture.size == (928, 256)

@@ -1,0 +1,129 @@
+"""Which files the combos offer, where they are found, what the user reads about a wrong one, when one is read again."""
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.test_nodes.conftest import TINY, TINY_RECOGNISER
+
+
+def offered(node, name):
+    return node.INPUT_TYPES()["required"][name][0]
+
+
+def test_files_and_built_in_models_are_offered(pack):
+    names = offered(pack.nodes.Loader, "model_name")
+    assert names[0] == TINY
+    assert "ID-CodeFormer mini 128 px, built in" in names and "CodeFormer mini 128 px, built in" in names
+    recognisers = offered(pack.nodes.Loader, "recogniser")
+    assert TINY_RECOGNISER in recognisers and "mini recogniser, built in" in recognisers and "none" in recognisers
+
+
+def test_other_networks_files_are_not_offered(pack):
+    for name in ("GFPGANv1.4.pth", "notes.txt", "readme.md"):
+        (pack.models / "facerestore_models" / name).write_bytes(b"x")
+    names = offered(pack.nodes.Loader, "model_name")
+    assert not {"GFPGANv1.4.pth", "notes.txt", "readme.md"} & set(names)
+
+
+def test_extra_folders_are_honoured_even_after_another_pack_overwrote_the_key(pack, tmp_path):
+    extra = tmp_path / "elsewhere"
+    (extra / "sub").mkdir(parents=True)
+    (extra / "sub" / "codeformer_x.pth").write_bytes(b"x")
+    pack.folder_paths.add_model_folder_path("facerestore_models", str(extra))
+    assert "sub/codeformer_x.pth" in offered(pack.nodes.Loader, "model_name")
+    pack.folder_paths.folder_names_and_paths["facerestore_models"] = ([str(extra)], {".pth"})
+    names = offered(pack.nodes.Loader, "model_name")
+    assert TINY in names and "sub/codeformer_x.pth" in names
+
+
+def test_registering_adds_and_replaces_nothing(pack):
+    table = pack.folder_paths.folder_names_and_paths
+    table["facedetection"] = (["/theirs"], {".theirs"})
+    pack.sub("folders").register()
+    assert table["facedetection"] == (["/theirs", str(pack.models / "facedetection")], {".theirs"})
+    assert ".safetensors" in table["idcodeformer"][1] and ".txt" not in table["idcodeformer"][1]
+
+
+def test_missing_model_is_refused_with_file_folder_and_source(pack):
+    said = pack.nodes.Loader.VALIDATE_INPUTS(model_name="codeformer.pth", recogniser="none")
+    assert "codeformer.pth" in said and "facerestore_models" in said and "https://" in said
+
+
+@pytest.mark.parametrize("name", ["../../secret.pth", "/etc/passwd", "C:\\x.pth", "..\\x.pth"])
+def test_names_that_leave_the_folder_are_refused(pack, name):
+    assert "choose one from the list" in pack.nodes.Loader.VALIDATE_INPUTS(model_name=name)
+
+
+def test_windows_and_unix_separators_name_the_same_file(pack, tmp_path):
+    (pack.models / "facerestore_models" / "old").mkdir(exist_ok=True)
+    file = pack.models / "facerestore_models" / "old" / "codeformer_y.pth"
+    file.write_bytes(b"x")
+    assert pack.sub("folders").locate("restorer", "old\\codeformer_y.pth") == file
+
+
+def test_linked_inputs_are_not_judged(pack):
+    assert pack.nodes.Loader.VALIDATE_INPUTS(model_name=None, recogniser=None) is True
+
+
+def test_corrupt_file_says_so(pack, run):
+    file = pack.models / "facerestore_models" / "codeformer_bad.safetensors"
+    file.write_bytes(b"not a model at all")
+    with pytest.raises(pack.errors.CorruptWeights, match="codeformer_bad"):
+        run("Loader", model_name=file.name, recogniser="none")
+
+
+def test_another_network_says_what_it_is(pack, run):
+    name = "codeformer_really_a_recogniser.safetensors"
+    recogniser = (pack.models / "insightface" / TINY_RECOGNISER).read_bytes()
+    (pack.models / "facerestore_models" / name).write_bytes(recogniser)
+    with pytest.raises(pack.errors.UnsupportedWeights, match="MobileFaceNet"):
+        run("Loader", model_name=name, recogniser="none")
+
+
+def test_pickle_with_code_is_never_run(pack, run, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"params_ema": Evil()}, pack.models / "facerestore_models" / "codeformer_evil.pth")
+    with pytest.raises(pack.errors.UnsafeWeights):
+        run("Loader", model_name="codeformer_evil.pth", recogniser="none")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_changed_file_changes_the_fingerprint_and_nothing_else_does(pack):
+    node = pack.nodes.Loader
+    first = node.IS_CHANGED(model_name=TINY, precision="fp32", recogniser="none")
+    assert first == node.IS_CHANGED(model_name=TINY, precision="fp32", recogniser="none")
+    file = pack.models / "facerestore_models" / TINY
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1_000_000))
+    changed = node.IS_CHANGED(model_name=TINY, precision="fp32", recogniser="none")
+    assert isinstance(first, str) and changed != first
+    (pack.models / "facedetection" / "parsing_parsenet.pth").write_bytes(b"x")  # now Restore Faces would use it
+    assert node.IS_CHANGED(model_name=TINY, precision="fp32", recogniser="none") != changed
+    (pack.models / "facedetection" / "parsing_parsenet.pth").unlink()
+
+
+def test_networks_are_loaded_wholly_and_belong_to_the_output(pack, model):
+    restorer = model.restorer(1)
+    (patcher,) = pack.mm.state.loaded
+    assert patcher.model.network is restorer.network
+    assert all(p.device.type == "cpu" for p in restorer.network.parameters())
+
+
+def test_weights_left_on_another_device_are_fetched(pack, model):
+    """--novram leaves them where they are although a full load was asked for."""
+    pack.mm.state.novram = True
+    managed = model._restorer
+    managed.device = torch.device("meta")  # a device that every machine has
+    assert {p.device.type for p in managed.load().parameters()} == {"meta"}
+
+
+def test_force_fp32_is_honoured(pack, run):
+    pack.mm.FORCE_FP32 = True
+    assert run("Loader", model_name=TINY, recogniser="none", precision="bf16")[0].precision == "fp32"
+    pack.mm.FORCE_FP32 = False
+    assert run("Loader", model_name=TINY, recogniser="none", precision="bf16")[0].precision == "bf16"

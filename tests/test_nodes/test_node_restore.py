@@ -1,0 +1,243 @@
+"""Restore Faces: what it returns, what it survives, what it says."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.test_nodes.conftest import TINY
+
+SMALL = {"confidence": 0.7}
+
+
+def test_face_is_replaced_and_the_rest_is_not(run, model, portrait):
+    image, restored, original, mask, report = run("RestoreFaces", model=model, image=portrait)
+    assert image.shape == portrait.shape and image.dtype == torch.float32
+    assert restored.shape == original.shape == (1, 64, 64, 3)
+    assert mask.shape == (1, 384, 384) and 0.05 < float(mask.mean()) < 0.6
+    untouched = mask[..., None].expand_as(image) == 0
+    assert torch.equal(image[untouched], portrait[untouched])
+    assert not torch.equal(image, portrait)
+    assert "1 of 1 faces restored" in report and "identity" in report
+
+
+def test_given_faces_are_used_and_detection_is_not_repeated(run, pack, model, group, monkeypatch):
+    faces = run("DetectFaces", image=group, keep="indices", order="left_to_right", indices="1")[0]
+    monkeypatch.setattr(type(model), "detector", lambda self: pytest.fail("detected again"))
+    *_, mask, report = run("RestoreFaces", model=model, image=group, faces=faces)
+    assert "1 of 1 faces restored" in report and report.count("left out by Detect Faces") == 3
+    columns = mask[0].amax(0).nonzero()
+    assert 180 < int(columns.min()) and int(columns.max()) < 520  # the second of four people
+
+
+def test_frames_of_a_batch_go_through_in_one_call(run, model, portrait, grey):
+    frames = torch.cat([portrait, torch.zeros_like(portrait), portrait.flip(2)])
+    image, restored, original, mask, report = run("RestoreFaces", model=model, image=frames)
+    assert image.shape == frames.shape and len(restored) == 2
+    assert torch.equal(image[1], frames[1]) and not mask[1].any()
+    assert "2 of 2 faces restored in 3 frames" in report
+
+
+def test_no_face_passes_or_stops(run, pack, model, grey):
+    image, restored, original, mask, report = run("RestoreFaces", model=model, image=grey, upscale_factor=2.0)
+    assert image.shape == (1, 400, 480, 3) and torch.allclose(image, torch.full_like(image, 0.5), atol=1e-5)
+    assert restored.shape == (1, 64, 64, 3) and not restored.any() and not mask.any()
+    assert "no face was found" in report
+    with pytest.raises(pack.errors.BadImage, match="No face was found. Lower 'confidence'"):
+        run("RestoreFaces", model=model, image=grey, when_no_face="error")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.half(),
+        lambda x: x.double(),
+        lambda x: (x * 255).to(torch.uint8),
+        lambda x: x * 1.2 - 0.1,
+        lambda x: x[0],
+        lambda x: x.movedim(-1, 1).contiguous().movedim(1, -1),
+        lambda x: x.mean(-1, keepdim=True),
+    ],
+    ids=["fp16", "fp64", "uint8", "beyond 0..1", "no batch", "strides", "one channel"],
+)
+def test_images_of_other_packs(run, model, portrait, change):
+    image, _, _, _, report = run("RestoreFaces", model=model, image=change(portrait))
+    assert image.shape == portrait.shape and image.dtype == torch.float32
+    assert 0 <= float(image.min()) and float(image.max()) <= 1
+    assert "1 of 1 faces restored" in report
+
+
+def test_alpha_comes_along(run, model, portrait):
+    alpha = torch.rand(1, 384, 384, 1)
+    image = run("RestoreFaces", model=model, image=torch.cat([portrait, alpha], -1))[0]
+    assert image.shape == (1, 384, 384, 4) and torch.equal(image[..., 3:], alpha)
+    larger = run("RestoreFaces", model=model, image=torch.cat([portrait, alpha], -1), upscale_factor=1.5)[0]
+    assert larger.shape == (1, 576, 576, 4)
+
+
+def test_batch_of_nothing(run, model):
+    image, restored, _, mask, report = run("RestoreFaces", model=model, image=torch.zeros(0, 100, 120, 3))
+    assert image.shape == (0, 100, 120, 3) and mask.shape == (0, 100, 120)
+    assert len(restored) == 1 and "0 of 0 faces" in report
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 3), "a picture", None], ids=["2-d", "text", "nothing"])
+def test_what_is_no_image_is_named(run, pack, model, wrong):
+    with pytest.raises(pack.errors.BadImage, match="'image'"):
+        run("RestoreFaces", model=model, image=wrong)
+
+
+def test_mask_limits_the_change(run, model, portrait):
+    mask = torch.zeros(384, 384)
+    mask[:, :192] = 1
+    image = run("RestoreFaces", model=model, image=portrait, mask=mask)[0]
+    assert torch.equal(image[:, :, 200:], portrait[:, :, 200:])
+    assert not torch.equal(image[:, :, :180], portrait[:, :, :180])
+    small = run("RestoreFaces", model=model, image=portrait, mask=mask[None, ::4, ::4].half())[0]
+    assert torch.allclose(small[:, :, :180], image[:, :, :180], atol=0.02)
+
+
+def test_load_images_empty_mask_is_no_mask(run, model, portrait):
+    image, *_, report = run("RestoreFaces", model=model, image=portrait, mask=torch.zeros(1, 64, 64))
+    assert not torch.equal(image, portrait) and "placeholder" in report
+    drawn = torch.zeros(1, 384, 384)
+    assert torch.equal(run("RestoreFaces", model=model, image=portrait, mask=drawn)[0], portrait)
+
+
+def test_masks_must_fit_the_frames(run, pack, model, portrait):
+    with pytest.raises(pack.errors.BadImage, match="2 frames, the image 3"):
+        run("RestoreFaces", model=model, image=portrait.repeat(3, 1, 1, 1), mask=torch.ones(2, 384, 384))
+
+
+def test_faces_of_another_image_are_refused(run, pack, model, portrait, group):
+    faces = run("DetectFaces", image=group)[0]
+    with pytest.raises(pack.errors.BadOption, match="928x256.*384x384.*link the same image"):
+        run("RestoreFaces", model=model, image=portrait, faces=faces)
+    with pytest.raises(pack.errors.BadOption, match="Detect Faces"):
+        run("RestoreFaces", model=model, image=portrait, faces=[1, 2])
+    with pytest.raises(pack.errors.BadOption, match="Load ID-CodeFormer"):
+        run("RestoreFaces", model="codeformer", image=portrait)
+
+
+@pytest.mark.parametrize("w", [-0.1, 1.1, float("nan")])
+def test_fidelity_out_of_range_is_refused(run, pack, model, portrait, w):
+    """A linked value is not checked by the host."""
+    with pytest.raises(pack.errors.BadOption, match="w is"):
+        run("RestoreFaces", model=model, image=portrait, fidelity=w)
+
+
+def test_visibility_blends(run, model, portrait):
+    full = run("RestoreFaces", model=model, image=portrait)[0]
+    none = run("RestoreFaces", model=model, image=portrait, visibility=0.0)[0]
+    half = run("RestoreFaces", model=model, image=portrait, visibility=0.5)[0]
+    assert torch.allclose(none, portrait, atol=1e-4)
+    assert torch.allclose(half, (full + portrait) / 2, atol=1e-3)
+
+
+def test_faces_below_min_identity_stay_as_they_were(run, model, portrait):
+    image, restored, _, mask, report = run("RestoreFaces", model=model, image=portrait, min_identity=1.0)
+    assert torch.equal(image, portrait) and not mask.any()
+    assert "0 of 1 faces restored" in report and "below 1" in report
+
+
+def test_reference_adds_before_and_after(run, model, group, member):
+    *_, report = run("RestoreFaces", model=model, image=group, reference=member)
+    assert report.count("like the reference") == 4
+
+
+def test_parse_classes_without_parsenet_say_what_is_missing(run, pack, model, portrait):
+    with pytest.raises(pack.errors.MissingWeights, match="parsing_parsenet.pth.*https://.*facedetection"):
+        run("RestoreFaces", model=model, image=portrait, paste_classes="face without hair")
+    run("RestoreFaces", model=model, image=portrait, paste_classes="whole square")
+
+
+class Doubler:
+    """What Load Upscale Model hands out, as far as the host's own node uses it."""
+
+    scale = 2
+    calls = 0
+
+    def to(self, device):
+        return self
+
+    def __call__(self, x):
+        Doubler.calls += 1
+        return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def test_upscale_model_makes_the_background(run, pack, model, portrait):
+    image, *_, mask, _ = run("RestoreFaces", model=model, image=portrait, upscale_factor=2.0, upscale_model=Doubler())
+    expected = portrait.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    outside = mask[..., None].expand_as(image) == 0
+    assert image.shape == (1, 768, 768, 3) and torch.allclose(image[outside], expected[outside])
+    assert pack.mm.state.freed
+    before = Doubler.calls
+    run("RestoreFaces", model=model, image=portrait, upscale_factor=2.0, upscale_model=Doubler(), face_upsample=True)
+    assert Doubler.calls >= before + 2
+    with pytest.raises(pack.errors.BadOption, match="Load Upscale Model"):
+        run("RestoreFaces", model=model, image=portrait, upscale_model="x4")
+
+
+def test_upscaling_goes_on_in_smaller_tiles(pack):
+    class Hungry(Doubler):
+        def __call__(self, x):
+            if x.shape[-1] > 200:
+                raise pack.mm.OOM_EXCEPTION("no room")
+            return super().__call__(x)
+
+    tiles = []
+    pack.utils.tiled_scale, whole = (
+        lambda s, f, tile_x, **_: (tiles.append(tile_x), f(s[..., :tile_x, :tile_x]))[1],
+        pack.utils.tiled_scale,
+    )
+    try:
+        with pack.sub("upscale").upscaler_of(Hungry()) as upscaler:
+            upscaler(torch.zeros(1, 3, 600, 600))
+            assert tiles == [512, 256, 128]
+    finally:
+        pack.utils.tiled_scale = whole
+
+
+def test_progress_reaches_the_end_and_shows_the_face(run, pack, model, portrait):
+    seen = []
+    pack.utils.hook = lambda value, total, preview: seen.append((value, total, preview))
+    run("RestoreFaces", model=model, image=portrait.repeat(2, 1, 1, 1))
+    values = [value for value, *_ in seen]
+    assert values == sorted(values) and seen[-1][:2] == (100, 100)
+    pictures = [preview for *_, preview in seen if preview]
+    assert pictures and pictures[0][0] == "JPEG" and pictures[0][1].size == (128, 64)
+
+
+def test_cancel_stops_inside_one_forward_pass(run, pack, model, portrait):
+    """Pressed after the last progress before restoring: no update comes until the network has ended."""
+    encodes = []
+
+    def hook(value, total, preview):
+        if preview is not None and not encodes:
+            encodes.append(1)
+            pack.mm.interrupt_current_processing(True)
+
+    pack.utils.hook = hook
+    with pytest.raises(pack.mm.InterruptProcessingException):
+        run("RestoreFaces", model=model, image=portrait)
+    assert encodes and not pack.mm.state.interrupted
+
+
+def test_running_out_of_memory_makes_room_and_says_what_to_do(run, pack, model, portrait, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(model._restorer.network.quantize, "forward", full, raising=False)
+    engine = "idcodeformer.models.execution"
+    module = __import__("sys").modules["/somewhere/custom_nodes/ComfyUI-ID-CodeFormer." + engine]
+    monkeypatch.setattr(module.StripEngine, "encode", full)
+    with pytest.raises(pack.errors.OutOfMemory, match="single face"):
+        run("RestoreFaces", model=model, image=portrait)
+    assert pack.mm.state.unloads == 1
+
+
+def test_no_recogniser_no_scores(run, portrait, pack):
+    plain = run("Loader", model_name=TINY, recogniser="none")[0]
+    *_, report = run("RestoreFaces", model=plain, image=portrait)
+    assert "identity" not in report
+    with pytest.raises(pack.errors.BadOption, match="recogniser"):
+        run("RestoreFaces", model=plain, image=portrait, min_identity=0.5)

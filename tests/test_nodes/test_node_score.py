@@ -1,0 +1,102 @@
+"""Identity Score: pairs, verdicts, what is said where there is nothing to compare."""
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.test_nodes.conftest import TINY, defaults
+
+
+def test_a_face_is_like_itself(run, model, portrait):
+    mean, lowest, same, report, chart = run("IdentityScore", reference=portrait, candidate=portrait, model=model)
+    assert mean == pytest.approx(1, abs=1e-4) and lowest == mean and same is True
+    assert report.startswith("same person: mean 1.000")
+    assert chart.dim() == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3
+    assert isinstance(mean, float) and isinstance(same, bool)
+
+
+def test_several_faces_are_matched_by_identity(run, model, group):
+    """The candidates stand in another order; each face is compared with itself."""
+    halves = torch.cat([group[:, :, 464:], group[:, :, :464]], 2)
+    mean, lowest, same, report, _ = run("IdentityScore", reference=group, candidate=halves, model=model)
+    assert lowest > 0.9 and same
+    assert report.count("reference face") == 4
+
+
+def test_every_frame_is_compared(run, model, portrait):
+    frames = torch.cat([portrait, portrait.flip(2), portrait * 0.8])
+    _, lowest, same, report, _ = run("IdentityScore", reference=portrait, candidate=frames, model=model, threshold=0.0)
+    assert [f"frame {n}:" in report for n in range(3)] == [True] * 3
+    _, _, _, report, _ = run("IdentityScore", reference=frames, candidate=frames, model=model)
+    assert report.startswith("same person: mean 1.000, lowest 1.000 of 3")
+
+
+def test_a_frame_without_a_face_is_said_and_proves_nothing(run, model, portrait):
+    frames = torch.cat([portrait, torch.zeros_like(portrait)])
+    mean, lowest, same, report, _ = run("IdentityScore", reference=portrait, candidate=frames, model=model)
+    assert mean == pytest.approx(1, abs=1e-4) and same is False
+    assert "frame 1: no face in the candidate" in report and "NOT the same person" in report
+
+
+def test_no_face_in_the_reference(run, model, portrait, grey):
+    mean, lowest, same, report, chart = run("IdentityScore", reference=grey, candidate=portrait, model=model)
+    assert (mean, lowest, same) == (0.0, 0.0, False) and "no face in the reference" in report
+    assert chart.shape[0] == 1
+
+
+def test_no_frames_at_all(run, model, portrait):
+    empty = torch.zeros(0, 64, 64, 3)
+    assert run("IdentityScore", reference=portrait, candidate=empty, model=model)[:3] == (0.0, 0.0, False)
+    assert run("IdentityScore", reference=empty, candidate=portrait, model=model)[:3] == (0.0, 0.0, False)
+
+
+def test_photos_of_one_person(run, pack, model, portrait, group):
+    """Three photos and two frames: the face of each frame that is most like the person counts."""
+    photos = torch.cat([portrait, portrait * 0.9, portrait * 1.0])
+    frames = torch.cat([portrait, portrait])
+    mean, *_, report, _ = run("IdentityScore", reference=photos, candidate=frames, model=model)
+    assert mean > 0.9 and report.count("frame ") == 2
+    with pytest.raises(pack.errors.BadOption, match="3 reference and 2 candidate"):
+        run("IdentityScore", reference=photos, candidate=frames, model=model, compare="frame_by_frame")
+
+
+def test_threshold_decides(run, model, portrait, member):
+    pair = {"reference": portrait, "candidate": member, "model": model}
+    score = run("IdentityScore", **pair)[1]
+    assert run("IdentityScore", **pair, threshold=score - 0.01)[2] is True
+    assert run("IdentityScore", **pair, threshold=score + 0.01)[2] is False
+
+
+def test_given_faces_are_used(run, pack, model, group):
+    one = run("DetectFaces", image=group, keep="indices", order="left_to_right", indices="2")[0]
+    given = {"reference_faces": one, "candidate_faces": one}
+    *_, report, _ = run("IdentityScore", reference=group, candidate=group, model=model, **given)
+    assert report.startswith("same person: mean 1.000, lowest 1.000 of 1")
+    with pytest.raises(pack.errors.BadOption, match="candidate_faces"):
+        run("IdentityScore", reference=group, candidate=group[:, :, :400], model=model, **given)
+
+
+def test_a_loader_without_recogniser_is_refused(run, pack, portrait):
+    plain = run("Loader", model_name=TINY, recogniser="none")[0]
+    with pytest.raises(pack.errors.BadOption, match="recogniser"):
+        run("IdentityScore", reference=portrait, candidate=portrait, model=plain)
+
+
+def test_shown_on_the_node_as_lists(pack, model, portrait):
+    """The host takes a string for a list of letters."""
+    node = pack.nodes.IdentityScore
+    assert node.OUTPUT_NODE is True
+    shown = node().score(reference=portrait, candidate=portrait, model=model, **defaults(node))["ui"]
+    assert isinstance(shown["text"], list) and shown["text"][0].startswith("same person")
+    with Image.open(os.path.join(pack.folder_paths.get_temp_directory(), shown["images"][0]["filename"])) as chart:
+        assert chart.size[0] > 300
+
+
+def test_chart_of_many_pairs_stays_readable(pack):
+    draw = pack.sub("draw")
+    pairs = [draw.Pair(f"frame {n}", torch.rand(3, 50, 50), None, n / 100) for n in range(60)]
+    chart = draw.chart(pairs, 0.3, "a headline " * 40)
+    assert chart.shape[1] < 3000 and chart.shape[2] < 2000
