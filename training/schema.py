@@ -118,6 +118,7 @@ class FidelityConfig:
     code_selection: str = "straight_through"
     detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
     adain: bool = False
+    train_generator: bool = False  # published: frozen. True lets a short run go on with a generator that still improves
     code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
     code_only_from: int = 0
 

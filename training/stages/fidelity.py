@@ -33,7 +33,8 @@ class FidelityStage(CodeStage):
         load_part(self.net, path, ("fuse_convs_dict",), optional=True)
 
     def _freeze(self) -> None:
-        """Nothing beyond codebook and generator."""
+        """Nothing beyond the codebook, and the generator unless the run trains it on."""
+        self.net.generator.requires_grad_(self.config.fidelity.train_generator)
 
     def _draw_w(self, positions: Tensor) -> Tensor:
         """w [N] of the samples: 1 with probability ``full``, else uniform in [low, high]."""
