@@ -1,0 +1,145 @@
+"""Labels at any size, and the soft mask the reference makes of them."""
+from __future__ import annotations
+
+import os
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from idcodeformer.errors import BadImage, BadOption, MissingWeights, OutOfMemory
+from idcodeformer.parse import (
+    CLASSES,
+    HAIR,
+    REFERENCE_CLASSES,
+    REFERENCE_CLASSES_WITHOUT_HAIR,
+    FaceParser,
+    load_parser,
+    soft_mask,
+)
+
+
+class Bands(nn.Module):
+    """Stands in for ParseNet: the brighter a pixel's red, the higher its label; remembers what it was given."""
+
+    def __init__(self, most: int = 99) -> None:
+        super().__init__()
+        self.most, self.sizes = most, []
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        assert -1 <= x.min() and x.max() <= 1
+        self.sizes.append(tuple(x.shape[2:]))
+        level = (x[:, :1] + 1) / 2 * 18
+        labels = torch.arange(19.0)[None, :, None, None]
+        return -((level - labels) ** 2), x
+
+
+def test_reference_classes_are_named_right() -> None:
+    assert [CLASSES[i] for i in range(len(CLASSES)) if i not in REFERENCE_CLASSES] == [
+        "background", "hat", "necklace", "neck", "cloth",
+    ]  # fmt: skip
+    assert set(REFERENCE_CLASSES) - set(REFERENCE_CLASSES_WITHOUT_HAIR) == {HAIR} == {13}
+
+
+@pytest.mark.parametrize(("side", "size"), [(512, 512), (128, 512), (200, 256), (512, 256), (64, 64), (1, 64)])
+def test_labels_have_the_size_of_the_crop(side: int, size: int) -> None:
+    bands = torch.linspace(0, 18, side).round()
+    pixels = (bands / 18).expand(2, 3, side, side).contiguous()
+    network = Bands()
+    labels = FaceParser(network, "cpu", size)(pixels)
+    assert labels.shape == (2, side, side) and labels.dtype == torch.uint8
+    assert set(network.sizes) == {(size, size)}
+    assert (labels == bands.to(torch.uint8)).float().mean() > 0.8  # borders between bands may move by a pixel
+
+
+def test_crops_go_one_by_one_on_the_cpu_and_memory_is_asked_for_in_words() -> None:
+    network = Bands(most=1)
+    assert FaceParser(network, "cpu", 64)(torch.rand(3, 3, 64, 64)).shape == (3, 64, 64) and len(network.sizes) == 3
+    assert FaceParser(network, "cpu", 64)(torch.rand(0, 3, 64, 64)).shape == (0, 64, 64)
+    with pytest.raises(OutOfMemory, match="parsing"):
+        FaceParser(Bands(most=0), "cpu", 64)(torch.rand(1, 3, 64, 64))
+
+
+def test_bad_input_is_named() -> None:
+    parser = FaceParser(Bands(), "cpu", 64)
+    for shape in ((3, 64, 64), (1, 1, 64, 64), (1, 3, 0, 64)):
+        with pytest.raises(BadImage, match="RGB crops"):
+            parser(torch.zeros(shape))
+    with pytest.raises(BadOption, match="multiple of 16"):
+        FaceParser(Bands(), "cpu", 100)
+    with pytest.raises(BadOption, match="no parsing classes"):
+        soft_mask(torch.zeros(1, 8, 8, dtype=torch.uint8), (1, 19))
+
+
+def faces_labels(seed: int) -> np.ndarray:
+    """A 512-px map of ellipses with labels of every kind."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((512, 512), np.uint8)
+    for label in (13, 1, 14, 10, 17, 15, 18, 4):
+        centre, axes = rng.integers(40, 470, 2).tolist(), rng.integers(10, 160, 2).tolist()
+        cv2.ellipse(labels, centre, axes, float(rng.uniform(0, 180)), 0, 360, label, -1)
+    return labels
+
+
+@pytest.mark.parametrize("classes", [None, REFERENCE_CLASSES_WITHOUT_HAIR, (18,), ()])
+def test_the_soft_mask_is_the_reference_s(classes: tuple[int, ...] | None) -> None:
+    """The published procedure: two Gaussian blurs of the 0/255 mask, then a border of zeros."""
+    labels = np.stack([faces_labels(1), faces_labels(2)])
+    mine = soft_mask(torch.tensor(labels), classes)
+    assert mine.shape == (2, 1, 512, 512)
+    chosen = REFERENCE_CLASSES if classes is None else classes
+    for one, result in zip(labels, mine, strict=True):
+        wanted = np.isin(one, chosen) * 255.0
+        wanted = cv2.GaussianBlur(cv2.GaussianBlur(wanted, (101, 101), 11), (101, 101), 11)
+        for side in (np.s_[:10], np.s_[-10:], np.s_[:, :10], np.s_[:, -10:]):
+            wanted[side] = 0
+        assert np.abs(result[0].numpy() * 255 - wanted).max() < 0.05
+
+
+@pytest.mark.parametrize("side", [64, 128, 1024])
+def test_the_soft_mask_is_in_proportion_at_other_sizes(side: int) -> None:
+    labels = torch.tensor(faces_labels(3))[None]
+    other = nn.functional.interpolate(labels[None].float(), (side, side), mode="nearest-exact")[0].to(torch.uint8)
+    shown = nn.functional.interpolate(soft_mask(labels), (side, side), mode="bilinear", antialias=True)
+    inner = slice(side // 16, -side // 16)
+    difference = (soft_mask(other) - shown)[..., inner, inner].abs()
+    assert difference.mean() < 0.01 and difference.max() < 0.15
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 16])
+def test_tiny_masks_are_finite(side: int) -> None:
+    mask = soft_mask(torch.ones(1, side, side, dtype=torch.uint8))
+    assert mask.shape == (1, 1, side, side) and mask.isfinite().all() and mask.max() <= 1 + 1e-6
+
+
+def test_missing_weights_name_file_and_url() -> None:
+    with pytest.raises(MissingWeights, match=r"parsing_parsenet.pth.*https://"):
+        load_parser(device="cpu")
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_parsenet_matches_the_goldens() -> None:
+    from idcodeformer.weights.loading import build
+
+    folder = os.environ["IDCODEFORMER_PARITY"]
+    sys.path.insert(0, folder)
+    import recipe
+
+    goldens = np.load(os.path.join(folder, "facenets.npz"))
+    parser = FaceParser(build(recipe.torch_state_dict("parsenet"), "parsenet"), "cpu")
+    for seed in (4, 8):
+        pixels = torch.tensor(recipe.image_u8(seed)).permute(2, 0, 1)[None].float() / 255
+        with torch.inference_mode():
+            logits = parser.logits(pixels)[0].numpy()
+        assert np.abs(recipe.stats(logits) - goldens[f"parsenet/s{seed}/mask_stats"]).max() < 1e-3
+        assert np.abs(recipe.projections(logits) - goldens[f"parsenet/s{seed}/mask_proj"]).max() < 1e-3
+        top = np.sort(logits, axis=0)[-2:]
+        clear = (top[1] - top[0])[::4, ::4] > 1e-3
+        assert (logits.argmax(0)[::4, ::4] == goldens[f"parsenet/s{seed}/argmax"])[clear].all()
