@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +65,12 @@ def _print_faces(entry: dict[str, Any], stream) -> None:
         print(f"  {number}: score {face['score']:.3f}, box {x0:.1f},{y0:.1f} to {x1:.1f},{y1:.1f} px", file=stream)
 
 
-def embed_person(photos: Sequence[str | Path], detector: Detector, recogniser) -> Embeddings:
-    """Embeddings [len(photos),D] of the largest face of each photo. Raises BadImage naming a photo without a face."""
-    frames = [read(photo).frames[0] for photo in photos]
-    shown = detector(frames, DetectOptions())
-    largest = [sorted(faces, key=lambda face: -face.area)[:1] for faces in shown]
-    for photo, faces in zip(photos, largest):
-        if not faces:
-            raise BadImage(f"{photo} shows no face; give a photo of the person that does.")
-    return recogniser.embed_faces(frames, largest)
-
-
 def run_score(args: argparse.Namespace) -> int:
     """Print the similarity of every candidate picture to the reference; 1 where a candidate cannot be compared."""
     from .cli_restore import check_report, detect_options_of, write_json
     from .detect import load_detector
     from .identity import load_recogniser
+    from .restore_job import embed_person
 
     if not -1 <= args.threshold <= 1:
         raise BadOption(f"--threshold is {args.threshold:g}; a cosine lies between -1 and 1.")

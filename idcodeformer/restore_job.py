@@ -5,7 +5,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .errors import BadImage, BadOption, IDCodeFormerError, MissingWeights
 from .image_io import Picture, read
 from .image_write import write
-from .types import DetectOptions, FaceReport, RestoreOptions
+from .types import DetectOptions, Detector, Embeddings, FaceReport, RestoreOptions
 
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
 _SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
@@ -54,7 +54,6 @@ class RestoreJob:
 
     def load(self) -> None:
         """Build the pipeline. Raises what the loaders raise."""
-        from .cli_faces import embed_person
         from .detect import load_detector
         from .identity import mean_identity
         from .pipeline import FacePipeline
@@ -201,6 +200,17 @@ def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:
 def note(text: str) -> None:
     """Tell the person at the terminal; standard output stays for results."""
     print(text, file=sys.stderr)
+
+
+def embed_person(photos: Sequence[str | Path], detector: Detector, recogniser) -> Embeddings:
+    """Embeddings [len(photos),D] of the largest face of each photo. Raises BadImage naming a photo without a face."""
+    frames = [read(photo).frames[0] for photo in photos]
+    shown = detector(frames, DetectOptions())
+    largest = [sorted(faces, key=lambda face: -face.area)[:1] for faces in shown]
+    for photo, faces in zip(photos, largest):
+        if not faces:
+            raise BadImage(f"{photo} shows no face; give a photo of the person that does.")
+    return recogniser.embed_faces(frames, largest)
 
 
 def default_model() -> str:

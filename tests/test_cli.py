@@ -1,0 +1,241 @@
+"""The command line, run in process with tiny networks and the built-in detector."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from idcodeformer.cli import main, normalise
+from idcodeformer.cli_restore import plan_targets
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def restore(tiny_restorer: Path, tiny_recogniser: Path) -> Run:
+    """main() of a restore line, with the tiny networks."""
+
+    def run(*arguments: object) -> int:
+        models = ["--model", tiny_restorer, "--recogniser", tiny_recogniser, "--device", "cpu"]
+        return main([str(argument) for argument in [*arguments, *models]])
+
+    return run
+
+
+@pytest.fixture
+def small(photos: Path, tmp_path: Path) -> Path:
+    """A picture of one face, quick to detect in."""
+    file = tmp_path / "small.png"
+    Image.open(photos / "portrait.jpg").resize((240, 240)).save(file)
+    return file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_reference_line_works_as_it_stands(restore: Run, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results/"
+    assert restore("--input_path", photos, "--output_path", f"{out}/", "--w", "0.8", "--face_upsample") == 0
+    assert names(out) == ["final_results/group.png", "final_results/portrait.png"]
+    for name in ("group", "portrait"):
+        with Image.open(photos / f"{name}.jpg") as source, Image.open(out / f"final_results/{name}.png") as result:
+            assert source.size == result.size
+            assert np.abs(np.asarray(source).astype(int) - np.asarray(result)).mean() > 1
+
+
+def test_normalise() -> None:
+    assert normalise(["--input_path=a_b", "-w", "0.5"]) == ["restore", "--input-path=a_b", "-w", "0.5"]
+    assert normalise(["detect", "my_photo.jpg", "--draw_x", "3"]) == ["detect", "my_photo.jpg", "--draw-x", "3"]
+    assert normalise([]) == [] and normalise(["--help"]) == ["--help"]
+
+
+def test_output_tree_report_and_sheet(restore: Run, photos: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    extras = ("--save-crops", "--compare", "--json", report, "--order", "left_to_right", "--suffix", "_x")
+    assert restore("restore", photos / "group.jpg", "-o", out, "-s", "2", *extras) == 0
+    crops = [f"cropped_faces/group_0{n}.png" for n in range(4)]
+    faces = [f"restored_faces/group_0{n}_x.png" for n in range(4)]
+    assert names(out) == ["compare/group_x.png", *crops, "final_results/group_x.png", *faces]
+    assert Image.open(out / "final_results/group_x.png").size == (2320, 640)
+    (entry,) = json.loads(report.read_text())["files"]
+    assert entry["status"] == "restored" and entry["restored"] == 4 and entry["size"] == [1160, 320]
+    lefts = [face["box"][0] for face in sorted(entry["faces"], key=lambda face: face["crop"])]
+    assert lefts == sorted(lefts)
+    for face in entry["faces"]:
+        assert face["score"] > 0.9 and face["w"] == 0.8 and -1 <= face["id_sim_input"] <= 1
+
+
+def test_strength_zero_changes_nothing_and_keep_largest_takes_one(restore: Run, photos: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    line = (photos / "group.jpg", "-o", tmp_path / "out", "--strength", "0", "--keep", "largest", "--json", report)
+    assert restore(*line) == 0
+    before = np.asarray(Image.open(photos / "group.jpg"))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/final_results/group.png")), before)
+    (entry,) = json.loads(report.read_text())["files"]
+    assert entry["restored"] == 1 and len(entry["faces"]) == 4
+    assert all(face["reason"] for face in entry["faces"] if face["status"] == "skipped")
+
+
+def test_no_face_is_a_normal_result(restore: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (90, 70), (10, 120, 30)).save(tmp_path / "wall.png")
+    assert restore(tmp_path / "wall.png", "-o", tmp_path / "out", "-s", "2") == 0
+    result = np.asarray(Image.open(tmp_path / "out/final_results/wall.png"))
+    assert result.shape == (140, 180, 3) and (result == [10, 120, 30]).all()
+    assert "no face found" in capsys.readouterr().out
+
+
+def test_results_are_not_overwritten_unless_asked(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "out/final_results/small.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"mine")
+    assert restore(small, "-o", tmp_path / "out") == 1
+    assert file.read_bytes() == b"mine" and "exists already" in capsys.readouterr().err
+    assert restore(small, "-o", tmp_path / "out", "--skip-existing") == 0
+    assert file.read_bytes() == b"mine"
+    assert restore(small, "-o", tmp_path / "out", "--overwrite") == 0
+    assert Image.open(file).size == (240, 240)
+
+
+def test_an_existing_report_is_refused_before_any_work(restore: Run, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("mine")
+    assert restore(small, "-o", tmp_path / "out", "--json", tmp_path / "r.json") == 1
+    assert (tmp_path / "r.json").read_text() == "mine" and names(tmp_path / "out") == []
+
+
+def test_one_bad_file_does_not_lose_the_others(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a_truncated.png").write_bytes(small.read_bytes()[:2000])
+    (folder / "b_text.jpg").write_text("hello")
+    small.rename(folder / "c_good.png")
+    report = tmp_path / "r.json"
+    assert restore(folder, "-o", tmp_path / "out", "--json", report) == 1
+    assert names(tmp_path / "out") == ["final_results/c_good.png"]
+    told = capsys.readouterr().err
+    assert "2 of 3 files" in told and "a_truncated.png is damaged" in told and "b_text.jpg is not a picture" in told
+    statuses = [entry["status"] for entry in json.loads(report.read_text())["files"]]
+    assert statuses == ["failed", "failed", "restored"]
+
+
+def test_what_a_file_holds_is_kept(restore: Run, small: Path, tmp_path: Path) -> None:
+    photo = Image.open(small).convert("RGBA")
+    photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    deep = cv2.imread(str(small)).astype(np.uint16) * 257 + 3
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert restore(tmp_path / "turned.png", tmp_path / "deep.png", "-o", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/final_results/turned.png") as turned:
+        assert turned.mode == "RGBA" and turned.getexif()[0x0112] == 1
+        np.testing.assert_array_equal(np.asarray(turned)[:, :, 3], np.asarray(photo)[:, :, 3])
+    result = cv2.imread(str(tmp_path / "out/final_results/deep.png"), cv2.IMREAD_UNCHANGED)
+    assert result.dtype == np.uint16
+    np.testing.assert_array_equal(result[0], deep[0])  # far from the face: not one of 65536 levels is lost
+
+
+def test_every_frame_of_an_animation_is_restored(restore: Run, small: Path, tmp_path: Path) -> None:
+    frame = Image.open(small)
+    frame.save(tmp_path / "a.webp", save_all=True, append_images=[frame.rotate(4)], duration=[70, 90], lossless=True)
+    assert restore(tmp_path / "a.webp", "-o", tmp_path / "out", "--json", tmp_path / "r.json", "--save-crops") == 0
+    with Image.open(tmp_path / "out/final_results/a.webp") as result:
+        assert result.n_frames == 2
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["files"]
+    assert [face["image"] for face in entry["faces"]] == [0, 1]
+    assert "cropped_faces/a_000001_00.png" in names(tmp_path / "out")
+
+
+def test_aligned_crops_go_straight_through(restore: Run, small: Path, tmp_path: Path) -> None:
+    assert restore(small, "-o", tmp_path / "out", "--has_aligned") == 0
+    assert names(tmp_path / "out") == ["restored_faces/small.png"]
+    assert Image.open(tmp_path / "out/restored_faces/small.png").size == (64, 64)
+
+
+def test_references_are_scored(restore: Run, small: Path, photos: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    assert restore(small, "-o", tmp_path / "out", "--reference", photos / "portrait.jpg", "--json", report) == 0
+    (face,) = json.loads(report.read_text())["files"][0]["faces"]
+    assert face["id_sim_before"] > 0.8 > face["id_sim_after"]
+
+
+def test_inputs_never_share_a_result() -> None:
+    given = ["a.jpg", "a.png", "A.webp", "b.png", "b.png", "sub/a.jpg"]
+    targets = [target.as_posix().lower() for _, target in plan_targets([(Path(g), Path(g)) for g in given])]
+    assert len(set(targets)) == len(given)
+    assert targets[0] == "a_jpg" and targets[3] == "b_png" and targets[5] == "sub/a"
+
+
+def test_detect_lists_draws_and_reports(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["detect", str(photos), "--draw", str(tmp_path / "d"), "--json", str(tmp_path / "f.json"), "--device", "cpu"]
+    assert main(line) == 0
+    assert "group.jpg: 4 faces" in capsys.readouterr().out
+    assert names(tmp_path / "d") == ["group.png", "portrait.png"]
+    group, portrait = json.loads((tmp_path / "f.json").read_text())
+    assert len(group["faces"]) == 4 and len(portrait["faces"]) == 1
+    marked = np.asarray(Image.open(tmp_path / "d/portrait.png")).astype(int)
+    x0, y0 = (round(value) for value in portrait["faces"][0]["box"][:2])
+    assert np.abs(marked[y0, x0 + 40] - [46, 204, 64]).max() < 3
+
+
+def test_score_tells_who_is_alike(
+    photos: Path, small: Path, tiny_recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "wall.png")
+    report = tmp_path / "s.json"
+    line = ["score", photos / "portrait.jpg", small, photos / "group.jpg", tmp_path / "wall.png", "--json", report]
+    assert main([*map(str, line), "--recogniser", str(tiny_recogniser), "--threshold", "0.95", "--device", "cpu"]) == 1
+    told = capsys.readouterr()
+    assert "same person" in told.out and "wall.png shows no face" in told.err
+    same, others, none = json.loads(report.read_text())["candidates"]
+    assert same["same"] and same["best"] > 0.95 and len(others["scores"]) == 4 and none["best"] is None
+
+
+def test_demo_writes_sheet_and_table(
+    tiny_restorer: Path, tiny_recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = ["demo", "-o", tmp_path, "--model", tiny_restorer, "--recogniser", tiny_recogniser, "--device", "cpu"]
+    assert main([str(argument) for argument in line]) == 0
+    assert {"sheet.png", "portrait_degraded.png", "portrait_restored.png"} <= set(names(tmp_path))
+    first = capsys.readouterr().out
+    assert "ID-Sim before" in first and "portrait" in first
+    assert main([str(argument) for argument in line]) == 0
+    assert capsys.readouterr().out == first  # the same seed, the same pixels, the same scores
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 2
+    assert "restore" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_leaves_no_half_written_file(small: Path, tiny_restorer: Path, tmp_path: Path, root: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number:03d}.png").symlink_to(small)
+    line = [sys.executable, "-m", "idcodeformer", folder, "-o", out, "--model", tiny_restorer, "--recogniser", "none"]
+    with subprocess.Popen([str(part) for part in line], cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(out.glob("final_results/0*.png"))) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--skip-existing" in told and "Traceback" not in told
+    results = names(out)
+    assert 2 <= len(results) < 200 and not [name for name in results if "partial" in name]
+    for name in results:
+        Image.open(out / name).load()
