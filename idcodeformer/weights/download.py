@@ -19,12 +19,12 @@ PIECE = 1 << 18  # bytes
 
 
 def download(name: str, folder: str | os.PathLike | None = None, progress: Progress | None = None) -> Path:
-    """Fetch a registry file into ``folder`` (default: ``$IDCODEFORMER_MODELS`` or the user cache).
+    """Fetch a registry file into ``folder`` (``$IDCODEFORMER_MODELS``, else the user cache).
 
     Returns its path. A file that is there and has the registered hash is left alone. ``progress(done, total, what)``
-    counts bytes (total 0 where unknown) and may raise to cancel; a later call resumes. Raises DownloadError (no network:
-    with file, URL and folder), CorruptWeights (wrong bytes: both hashes, the file kept aside as .rejected) and
-    MissingWeights.
+    counts bytes (total 0 where unknown) and may raise to cancel; a later call resumes. Raises DownloadError (no
+    network: with file, URL and folder), CorruptWeights (wrong bytes: both hashes, the file kept aside as .rejected)
+    and MissingWeights.
     """
     from .store import EMBEDDED, download_folder
 

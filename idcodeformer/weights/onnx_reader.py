@@ -1,7 +1,7 @@
 """insightface's .onnx recognisers as arcface_torch state dicts.
 
 The exporter folds batch norms into convolutions and numbers the tensors, so names say nothing: the graph is followed
-from the input, block by block, as IResNet is built. Folded batch norms are written as the identity plus the folded bias.
+from the input, block by block, as IResNet is built. A folded batch norm is written as the identity plus its bias.
 """
 from __future__ import annotations
 

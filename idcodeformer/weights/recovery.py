@@ -66,7 +66,7 @@ def _encoder_shape(state: State) -> dict[str, Any]:
         "res_blocks": len(levels[0]),
         "codebook_size": codes,
         "emb_dim": emb_dim,
-        "attention_levels": tuple(sorted(attended, reverse=True)),
+        "attention_levels": tuple(sorted(attended)),
     }
 
 
