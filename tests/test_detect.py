@@ -1,0 +1,325 @@
+"""Finding faces: the reference's decoding, exact mapping to the picture, tiny faces, odd pictures."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import box_iou, nms
+
+from idcodeformer.detect import RetinaFaceDetector, SCRFDDetector, load_detector
+from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
+from idcodeformer.retinaface import NMS_THRESHOLD, decode, priors
+from idcodeformer.types import DetectOptions
+
+GOLDENS = Path(__file__).parent / "data" / "retinaface_post.npz"
+MIRRORED = [1, 0, 2, 4, 3]  # landmarks of a mirrored face
+
+
+def photo(root: Path, name: str) -> Tensor:
+    with Image.open(root / "idcodeformer" / "assets" / name) as image:
+        return torch.tensor(np.asarray(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    return nn.functional.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def detector() -> RetinaFaceDetector:
+    return load_detector(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def group(root: Path) -> Tensor:
+    return photo(root, "group.jpg")
+
+
+@pytest.fixture(scope="module")
+def portrait(root: Path) -> Tensor:
+    return photo(root, "portrait.jpg")
+
+
+# ---------------------------------------------------------------- the reference's post-processing
+def test_priors_decode_and_nms_match_the_reference() -> None:
+    goldens = np.load(GOLDENS)
+    height, width = int(goldens["height"]), int(goldens["width"])
+    anchors = priors(height, width)
+    assert len(anchors) == sum(-(-height // s) * -(-width // s) * 2 for s in (8, 16, 32))
+    assert np.abs(anchors[:: int(goldens["priors_step"])].numpy() - goldens["priors_sample"]).max() < 1e-6
+    offsets, points = torch.tensor(goldens["offsets"]), torch.tensor(goldens["points"])
+    boxes, landmarks = decode(anchors[goldens["index"]], offsets, points)
+    scores = torch.tensor(goldens["scores"])
+    kept = nms(boxes * torch.tensor([width, height] * 2), scores, NMS_THRESHOLD)
+    assert kept.tolist() == goldens["kept"].tolist()
+    extent = torch.tensor([width, height], dtype=torch.float32)
+    boxes, landmarks = boxes.unflatten(1, (2, 2)) * extent, landmarks * extent
+    rows = torch.cat([boxes.flatten(1), scores[:, None], landmarks.flatten(1)], 1)[kept]
+    assert np.abs(rows.numpy() - goldens["result"]).max() < 1e-3
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("network", ["retinaface", "retinaface_mobile0.25"])
+def test_raw_outputs_match_the_goldens(network: str) -> None:
+    from idcodeformer.weights.loading import build
+
+    folder = os.environ["IDCODEFORMER_PARITY"]
+    sys.path.insert(0, folder)
+    import recipe
+
+    goldens = np.load(os.path.join(folder, "facenets.npz"))
+    detector = RetinaFaceDetector(build(recipe.torch_state_dict(network), "retinaface"), "cpu")
+    for seed, height, width in ((4, 256, 320), (8, 301, 422)):
+        bgr = torch.tensor(recipe.image_u8(seed, height, width)).permute(2, 0, 1)[None].float() / 255
+        boxes, scores, points = detector.raw(bgr.flip(1))
+        for name, mine in (("loc", boxes), ("landms", points)):
+            assert np.abs(mine[0].numpy() - goldens[f"{network}/{height}x{width}/{name}"]).max() < 1e-4
+        assert np.abs(scores[0].numpy() - goldens[f"{network}/{height}x{width}/conf"][:, 1]).max() < 1e-4
+
+
+def test_without_voting_the_findings_are_those_of_facexlib(detector: RetinaFaceDetector, portrait: Tensor) -> None:
+    image = (resized(portrait, 640, 640) * 255).round() / 255
+    plain = RetinaFaceDetector(detector.network, "cpu", vote=False)
+    pixels = np.ascontiguousarray((image.flip(0) * 255).round().permute(1, 2, 0).numpy())
+    theirs = torch.tensor(detector.network.detect_faces(pixels, 0.8, NMS_THRESHOLD))
+    mine = plain([image])[0]
+    assert len(mine) == len(theirs) == 1
+    # facexlib hands out edge coordinates (the first pixel's centre is 0.5); ours are pixel centres.
+    assert torch.allclose(mine[0].box + 0.5, theirs[0, :4], atol=5e-3)
+    assert torch.allclose(mine[0].landmarks + 0.5, theirs[0, 5:].reshape(5, 2), atol=5e-3)
+    assert mine[0].score == pytest.approx(float(theirs[0, 4]), abs=1e-5)
+
+
+# ---------------------------------------------------------------- what is found, and where
+def test_finds_the_four_people(detector: RetinaFaceDetector, group: Tensor) -> None:
+    faces = sorted(detector([group])[0], key=lambda face: float(face.box[0]))
+    assert len(faces) == 4
+    for face, middle in zip(faces, (157, 443, 725, 1000), strict=True):
+        assert 0.9 < face.score <= 1 and face.box.dtype == face.landmarks.dtype == torch.float32
+        assert abs(float(face.box[0] + face.box[2]) / 2 - middle) < 20
+        assert 70 < face.eye_distance < 100
+        left, right, nose, left_mouth, right_mouth = face.landmarks.tolist()
+        assert left[0] < nose[0] < right[0] and left_mouth[0] < right_mouth[0]
+        assert max(left[1], right[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+
+
+def test_scores_are_probabilities_in_order_and_confidence_is_a_threshold(
+    detector: RetinaFaceDetector, group: Tensor
+) -> None:
+    picture = group.clone()
+    picture[:, 150:, 300:600] = 0.5  # of the second face only the forehead and the eyes are left
+    every = detector([picture], DetectOptions(confidence=0.02))[0]
+    scores = [face.score for face in every]
+    assert len(every) >= 3 and scores == sorted(scores, reverse=True)
+    assert 0.02 < scores[-1] and 0.9 < scores[0] <= 1
+    strict = detector([picture], DetectOptions(confidence=scores[1]))[0]
+    assert [face.score for face in strict] == scores[:1]
+    assert detector([picture], DetectOptions(confidence=1.0)) == ((),)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_points_scale_about_pixel_centres(detector: RetinaFaceDetector, portrait: Tensor, factor: int) -> None:
+    """The same working picture, reached from another size, gives the same points of the picture."""
+    small = resized(portrait, 300, 300)
+    large = small.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    detector_once = RetinaFaceDetector(detector.network, "cpu", second_look=False)
+    one, other = detector_once([small])[0][0], detector_once([large])[0][0]
+    difference = (one.landmarks + 0.5) * factor - 0.5 - other.landmarks
+    assert difference.norm(dim=1).mean() < 0.04 * other.eye_distance
+    assert difference.mean().abs() < 0.015 * other.eye_distance
+
+
+def test_voting_steadies_the_landmarks(detector: RetinaFaceDetector, group: Tensor) -> None:
+    """Distance between the landmarks of the picture and of its mirror image, with and without the vote."""
+
+    def unsteadiness(vote: bool) -> float:
+        which = RetinaFaceDetector(detector.network, "cpu", vote=vote)
+        there, back = (sorted(faces, key=lambda f: float(f.box[0])) for faces in which([group, group.flip(2)]))
+        total = 0.0
+        for face, mirrored in zip(there, back[::-1], strict=True):
+            points = mirrored.landmarks[MIRRORED] * torch.tensor([-1.0, 1.0])
+            points += torch.tensor([group.shape[2] - 1.0, 0.0])
+            total += float((points - face.landmarks).norm(dim=1).mean()) / face.eye_distance
+        return total / 4
+
+    assert unsteadiness(vote=True) < min(0.05, 0.8 * unsteadiness(vote=False))
+
+
+def test_a_batch_of_any_sizes_is_what_each_picture_gives(detector: RetinaFaceDetector, portrait: Tensor) -> None:
+    images = [portrait, resized(portrait, 300, 200), torch.zeros(3, 40, 30), portrait.flip(2)]
+    together = detector(images)
+    assert [len(faces) for faces in together] == [1, 1, 0, 1]
+    for image, faces in zip(images, together, strict=True):
+        for mine, alone in zip(faces, detector([image])[0], strict=True):
+            assert torch.allclose(mine.landmarks, alone.landmarks, atol=0.05) and abs(mine.score - alone.score) < 1e-4
+    stacked = detector(torch.stack([portrait, portrait.flip(2)]))
+    assert torch.allclose(stacked[1][0].landmarks, together[3][0].landmarks, atol=0.05)
+
+
+# ---------------------------------------------------------------- large pictures
+def test_the_second_look_finds_tiny_faces_once_and_anywhere(detector: RetinaFaceDetector, portrait: Tensor) -> None:
+    """Faces of 17 px over a large picture, some of them where tiles overlap, and one that is 160 px wide."""
+    picture = torch.full((3, 1500, 1700), 0.4)
+    tiny = resized(portrait, 54, 54)
+    spots = [(x, y) for y in (60, 620, 800, 1400) for x in (40, 700, 930, 1640)]
+    for x, y in spots:
+        picture[:, y : y + 54, x : x + 54] = tiny
+    picture[:, 880:1380, 200:700] = resized(portrait, 500, 500)
+    first = RetinaFaceDetector(detector.network, "cpu", second_look=False)([picture])[0]
+    both = detector([picture])[0]
+    assert len(first) < 5
+    assert len(both) == len(spots) + 1
+    box = detector([portrait])[0][0].box * (54 / 600)
+    for x, y in spots:
+        inside = [f for f in both if x < float(f.landmarks[2, 0]) < x + 54 and y < float(f.landmarks[2, 1]) < y + 54]
+        assert len(inside) == 1
+        assert box_iou((box + torch.tensor([x, y, x, y]))[None], inside[0].box[None]) > 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (3, 3), (100, 20000), (4000, 2)])
+def test_pictures_of_any_shape_go_through(detector: RetinaFaceDetector, shape: tuple[int, int]) -> None:
+    assert detector([torch.full((3, *shape), 0.3)]) == ((),)
+
+
+def test_a_face_in_a_strip_is_found(detector: RetinaFaceDetector, portrait: Tensor) -> None:
+    strip = torch.full((3, 100, 6000), 0.4)
+    strip[:, :, 3000:3100] = resized(portrait, 100, 100)
+    faces = detector([strip])[0]
+    assert len(faces) == 1 and 3030 < float(faces[0].landmarks[2, 0]) < 3070
+
+
+def test_no_picture_is_no_face(detector: RetinaFaceDetector) -> None:
+    assert detector([]) == () and detector(torch.zeros(0, 3, 64, 64)) == ()
+
+
+# ---------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.full((3, 9, 9), float("nan")), "NaN"),
+        (torch.full((3, 9, 9), float("inf")), "NaN or infinite"),
+        (torch.zeros(3, 9, 9, dtype=torch.uint8), "divide by 255"),
+        (torch.full((3, 9, 9), 200.0), "0..1"),
+        (torch.zeros(4, 9, 9), "RGB"),
+        (torch.zeros(9, 9), "RGB"),
+        (torch.zeros(3, 0, 9), "no pixels"),
+        (np.zeros((3, 9, 9)), "RGB"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_number(detector: RetinaFaceDetector, image: object, words: str) -> None:
+    with pytest.raises(BadImage, match=words) as caught:
+        detector([torch.zeros(3, 9, 9), image])
+    assert "Image 1" in str(caught.value)
+
+
+def test_one_nan_in_a_large_picture_is_seen(detector: RetinaFaceDetector) -> None:
+    image = torch.zeros(3, 500, 500)
+    image[1, 250, 123] = float("nan")
+    with pytest.raises(BadImage, match="NaN"):
+        detector([image])
+
+
+# ---------------------------------------------------------------- memory
+class Hungry(nn.Module):
+    """A network that sees nothing and runs out of memory above a number of pictures."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.seen = most, []
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        self.seen.append(len(x))
+        count = len(priors(*x.shape[2:]))
+        return torch.zeros(len(x), count, 4), torch.zeros(len(x), count, 2), torch.zeros(len(x), count, 10)
+
+
+def test_batches_are_halved_where_memory_runs_out() -> None:
+    network = Hungry(2)
+    RetinaFaceDetector(network, "cpu").raw(torch.zeros(5, 3, 64, 64))
+    assert sum(network.seen) == 5 and max(network.seen) <= 2
+    with pytest.raises(OutOfMemory, match="device cpu"):
+        RetinaFaceDetector(Hungry(0), "cpu").raw(torch.zeros(2, 3, 64, 64))
+
+
+def test_other_errors_of_the_network_are_not_hidden() -> None:
+    class Broken(Hungry):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        RetinaFaceDetector(Broken(1), "cpu").raw(torch.zeros(1, 3, 64, 64))
+
+
+# ---------------------------------------------------------------- loading
+def test_loading_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights, match=r"detection_Resnet50_Final.pth.*https://"):
+        load_detector("retinaface_resnet50")
+    with pytest.raises(MissingWeights, match="nowhere.pth"):
+        load_detector(tmp_path / "nowhere.pth")
+    with pytest.raises(UnsupportedWeights, match="parsenet"):
+        load_detector("parsenet")
+
+
+class FakeSCRFD:
+    """What insightface.model_zoo.get_model returns, as far as it is used."""
+
+    det_thresh = 0.0
+
+    def prepare(self, ctx_id: int, **options: object) -> None:
+        self.ctx_id, self.options = ctx_id, options
+
+    def detect(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert pixels.dtype == np.uint8 and pixels.flags["C_CONTIGUOUS"]
+        self.blue = int(pixels[0, 0, 0])
+        rows = np.array([[1, 2, 11, 14, 0.6], [3, 4, 30, 40, 0.95]], dtype=np.float32)
+        rows = rows[rows[:, 4] > self.det_thresh]
+        return rows, np.arange(len(rows) * 10, dtype=np.float32).reshape(-1, 5, 2)
+
+
+def test_scrfd_goes_through_insightface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import types
+
+    model, asked = FakeSCRFD(), {}
+    zoo = types.ModuleType("insightface.model_zoo")
+    zoo.get_model = lambda path, **options: asked.update(path=path, **options) or model
+    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
+    file = tmp_path / "det_10g.onnx"
+    file.write_bytes(b"onnx")
+    detector = load_detector(file, "cpu")
+    assert isinstance(detector, SCRFDDetector) and asked["path"] == str(file)
+    assert asked["providers"] == ["CPUExecutionProvider"] and model.ctx_id == -1
+    image = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 20, 30)
+    faces = detector([image, image], DetectOptions(confidence=0.5))
+    assert model.blue == 255 and len(faces) == 2
+    assert [face.score for face in faces[0]] == pytest.approx([0.95, 0.6])
+    assert faces[0][0].box.tolist() == [3, 4, 30, 40]
+    assert len(detector([image], DetectOptions(confidence=0.9))[0]) == 1
+
+
+def test_scrfd_without_insightface_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "insightface", None)
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo", None)
+    (tmp_path / "det_10g.onnx").write_bytes(b"onnx")
+    with pytest.raises(MissingWeights, match="pip install insightface"):
+        load_detector("scrfd", "cpu", folders=[tmp_path])
+
+
+def test_a_file_that_is_no_detector_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import types
+
+    zoo = types.ModuleType("insightface.model_zoo")
+    zoo.get_model = lambda path, **options: None
+    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
+    (tmp_path / "w600k_r50.onnx").write_bytes(b"onnx")
+    with pytest.raises(UnsupportedWeights, match="not an insightface detector"):
+        SCRFDDetector(tmp_path / "w600k_r50.onnx", "cpu")
