@@ -191,7 +191,8 @@ def test_the_command_on_a_photograph(tmp_path: Path, photos: Path, capsys: pytes
     """With the embedded detector, from the command line: four people, four crops."""
     (tmp_path / "in").mkdir()
     shutil.copy(photos / "group.jpg", tmp_path / "in/group.jpg")
-    arguments = ["align", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "64", "--device", "cpu", "--format", "jpg"]
+    arguments = ["align", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "64", "--device", "cpu"]
+    arguments += ["--format", "jpg"]
     assert main(arguments) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["crops"] == 4 and "4 crops" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def pictures(count: int = 2, side: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def as_published(state: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """st-LPIPS written out layer by layer: blurred before the first ReLU, and before the second and third convolution."""
+    """st-LPIPS written out layer by layer: blurred before the first ReLU, then before two convolutions."""
     taps = torch.tensor([1.0, 2.0, 1.0])
     kernel = (taps[:, None] * taps / 16).expand(1, 1, 3, 3)
 
