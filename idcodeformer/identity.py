@@ -64,8 +64,8 @@ class IdentityRecogniser:
         vectors: dict[int, Tensor] = {}
 
         def step(start: int, stop: int) -> None:
-            x = crop(pixels[start:stop].to(self.device, torch.float32))
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                x = crop(pixels[start:stop].to(self.device, torch.float32))
                 vectors[start] = F.normalize(self.network(x * 2 - 1), dim=1)
 
         in_batches(len(pixels), _BATCH, step, what="recognising")

@@ -80,7 +80,7 @@ class CodeFormerRestorer:
 
         def step(start: int, stop: int) -> None:
             x = pixels[start:stop].to(self.device, torch.float32, non_blocking=True)
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 state = self._engine.encode(x * 2 - 1)
                 for i, w in enumerate(ws):
                     each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w

@@ -63,6 +63,12 @@ def test_batches_do_not_change_faces(restorer, faces, batch_size):
     torch.testing.assert_close(out, restorer(faces), atol=1e-6, rtol=0)
 
 
+def test_autocast_around_it_changes_no_code(restorer, faces):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = restorer(faces)
+    assert torch.equal(inside, restorer(faces))
+
+
 def test_no_face(restorer):
     assert restorer(torch.zeros(0, 3, 32, 32)).shape == (0, 3, 32, 32)
 
