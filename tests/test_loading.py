@@ -63,7 +63,7 @@ def same_output(a: nn.Module, b: nn.Module, x: torch.Tensor) -> None:
     for u, v in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (first, second)), strict=True):
         if isinstance(u, torch.Tensor):
             assert u.isfinite().all()
-            torch.testing.assert_close(u, v, rtol=1e-5, atol=1e-6)  # not bit for bit: memory may be aligned otherwise
+            torch.testing.assert_close(u, v, rtol=1e-5, atol=1e-6)  # equal weights, but memory may be aligned otherwise
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -112,6 +112,22 @@ def test_a_config_beside_the_weights_of_a_pth_is_used(tmp_path):
     net = CodeFormer(CodeFormerConfig(**TINY, dim_embd=32, dim_mlp=64, n_head=4, n_layers=1, connect_list=()))
     torch.save({"params": net.state_dict(), "config": net.config.to_dict()}, tmp_path / "net.pth")
     assert loading.build(tmp_path / "net.pth").config.n_head == 4
+
+
+def test_a_network_in_use_owns_its_memory(tmp_path):
+    net = CodeFormer(CODEFORMERS["one level"])
+    for first in (net.state_dict(), loading.save(net, tmp_path / "net.safetensors")):
+        back = loading.build(first)
+        with torch.no_grad():
+            back.position_emb.add_(1)
+        assert not back.position_emb.equal(loading.build(first).position_emb)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_half_precision_narrows_weights_and_leaves_norms(tmp_path):
@@ -283,6 +299,15 @@ def test_a_second_pickle_in_the_archive_is_looked_at(tmp_path):
         archive.writestr("net/more.pkl", pickle.dumps(Evil(str(tmp_path / "was-run"))))
     with pytest.raises(UnsafeWeights, match="mkdir"):
         loading.build(path)
+
+
+def test_a_zip_glued_to_a_malicious_legacy_file_hides_nothing(tmp_path):
+    path, harmless = tmp_path / "evil.pth", tiny_file(tmp_path / "good.pth").read_bytes()
+    torch.save({"params": Evil(str(tmp_path / "was-run"))}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + harmless)
+    with pytest.raises(UnsafeWeights, match="mkdir"):
+        loading.build(path)
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_another_architecture_and_another_kind_are_told(tmp_path):

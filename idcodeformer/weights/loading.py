@@ -127,7 +127,8 @@ def build(
     if not set(kinds) <= {*KINDS, "scrfd"}:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join((*KINDS, *GROUPS))}.")
     if isinstance(source, Mapping):
-        where, state, metadata = "The state dict", strip_prefix(source), dict(metadata or {})
+        state = {k: v.detach().clone() for k, v in strip_prefix(source).items()}  # the caller's stay the caller's
+        where, metadata = "The state dict", dict(metadata or {})
     else:
         where = str(source)
         state, metadata = read_state(source)
@@ -201,7 +202,7 @@ def save(
     ``metadata`` adds texts (licence, data, ...) to ``architecture`` and ``config``. ``dtype`` (e.g. torch.float16)
     applies to weights of two and more dimensions; biases and norms, small and touchy, stay as they are.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     path = Path(path)
     texts = {"format": "pt", "architecture": type(module).__name__, "config": json.dumps(config_of(module))}
@@ -214,8 +215,9 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(state, str(partial), metadata=texts)
-        with partial.open("rb+") as file:
+        with partial.open("wb") as file:  # not safetensors' own writer: it makes files that only the owner can read
+            file.write(to_bytes(state, metadata=texts))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:

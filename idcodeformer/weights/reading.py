@@ -23,6 +23,7 @@ from ..errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedW
 from .registry import by_file
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
+LARGEST_PICKLE = 100_000_000  # bytes; names and shapes of a large network take less than one percent of it
 SAFE_GLOBALS = frozenset(
     [("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage")]
     + [("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "parameter")]
@@ -84,7 +85,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            # Copied out of the memory map: a file replaced later must not change (or crash) a network in use.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}
             metadata = dict(file.metadata() or {})
     except (SafetensorError, ValueError) as exc:
         raise CorruptWeights(f"{path} is damaged or cut off ({exc}). {_remedy(path)}") from exc
@@ -117,18 +119,20 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Every pickle stream of a torch file: data.pkl of a zip, or the five in a row of the legacy format."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".pkl")]
-            if not names:
-                raise zipfile.BadZipFile("a zip without data.pkl")
-            for name in names:
-                yield io.BytesIO(archive.read(name))
-        return
-    file.seek(0)
+    """Every pickle stream of a torch file: data.pkl of a zip, or the five in a row of the legacy format.
+
+    Which of the two it is, the first bytes say, as for torch: a legacy file may have a zip glued to its end.
+    """
     if file.read(2) == b"PK":
-        raise zipfile.BadZipFile("the end of the archive is missing")
+        with zipfile.ZipFile(file) as archive:
+            members = [m for m in archive.infolist() if m.filename.endswith(".pkl")]
+            if not members:
+                raise zipfile.BadZipFile("a zip without data.pkl")
+            for member in members:
+                if member.file_size > LARGEST_PICKLE:
+                    raise zipfile.BadZipFile(f"{member.filename} claims {member.file_size} bytes")
+                yield io.BytesIO(archive.read(member))
+        return
     file.seek(0)
     for _ in range(5):  # magic number, protocol, system, the object, storage keys; the rest is raw numbers
         yield file
