@@ -111,6 +111,24 @@ def model(run: Callable[..., tuple]):
     return run("Loader", model_name=TINY, recogniser=TINY_RECOGNISER)[0]
 
 
+@pytest.fixture(scope="session")
+def _found() -> dict[tuple, Any]:
+    return {}
+
+
+@pytest.fixture
+def found(run: Callable[..., tuple], _found: dict[tuple, Any]) -> Callable[[torch.Tensor], Any]:
+    """FACES of an image, detected once for all tests: on a CPU that is most of their time."""
+
+    def call(image: torch.Tensor) -> Any:
+        key = (tuple(image.shape), float(image.double().sum()), float(image.double()[:, :, ::3].sum()))
+        if key not in _found:
+            _found[key] = run("DetectFaces", image=image)[0]
+        return _found[key]
+
+    return call
+
+
 def picture(name: str) -> torch.Tensor:
     """IMAGE of a sample picture."""
     import numpy as np

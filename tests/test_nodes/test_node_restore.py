@@ -1,12 +1,25 @@
 """Restore Faces: what it returns, what it survives, what it says."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.test_nodes.conftest import TINY
 
-SMALL = {"confidence": 0.7}
+
+@pytest.fixture
+def restore(run, model, portrait, found):
+    """Restore Faces with faces that were detected before in the picture, where ``faces`` are not given."""
+
+    def call(image, **values):
+        frames = image[None] if image.dim() == 3 else image
+        same = found(portrait) if frames.shape[1:3] == portrait.shape[1:3] else found(frames)
+        values.setdefault("faces", replace(same, faces=same.faces * len(frames), dropped=same.dropped * len(frames)))
+        return run("RestoreFaces", model=model, image=image, **values)
+
+    return call
 
 
 def test_face_is_replaced_and_the_rest_is_not(run, model, portrait):
@@ -59,18 +72,18 @@ def test_no_face_passes_or_stops(run, pack, model, grey):
     ],
     ids=["fp16", "fp64", "uint8", "beyond 0..1", "no batch", "strides", "one channel"],
 )
-def test_images_of_other_packs(run, model, portrait, change):
-    image, _, _, _, report = run("RestoreFaces", model=model, image=change(portrait))
+def test_images_of_other_packs(restore, portrait, change):
+    image, _, _, _, report = restore(change(portrait))
     assert image.shape == portrait.shape and image.dtype == torch.float32
     assert 0 <= float(image.min()) and float(image.max()) <= 1
     assert "1 of 1 faces restored" in report
 
 
-def test_alpha_comes_along(run, model, portrait):
+def test_alpha_comes_along(restore, portrait):
     alpha = torch.rand(1, 384, 384, 1)
-    image = run("RestoreFaces", model=model, image=torch.cat([portrait, alpha], -1))[0]
+    image = restore(torch.cat([portrait, alpha], -1))[0]
     assert image.shape == (1, 384, 384, 4) and torch.equal(image[..., 3:], alpha)
-    larger = run("RestoreFaces", model=model, image=torch.cat([portrait, alpha], -1), upscale_factor=1.5)[0]
+    larger = restore(torch.cat([portrait, alpha], -1), upscale_factor=1.5)[0]
     assert larger.shape == (1, 576, 576, 4)
 
 
@@ -86,26 +99,26 @@ def test_what_is_no_image_is_named(run, pack, model, wrong):
         run("RestoreFaces", model=model, image=wrong)
 
 
-def test_mask_limits_the_change(run, model, portrait):
+def test_mask_limits_the_change(restore, portrait):
     mask = torch.zeros(384, 384)
     mask[:, :192] = 1
-    image = run("RestoreFaces", model=model, image=portrait, mask=mask)[0]
+    image = restore(portrait, mask=mask)[0]
     assert torch.equal(image[:, :, 200:], portrait[:, :, 200:])
     assert not torch.equal(image[:, :, :180], portrait[:, :, :180])
-    small = run("RestoreFaces", model=model, image=portrait, mask=mask[None, ::4, ::4].half())[0]
+    small = restore(portrait, mask=mask[None, ::4, ::4].half())[0]
     assert torch.allclose(small[:, :, :180], image[:, :, :180], atol=0.02)
 
 
-def test_load_images_empty_mask_is_no_mask(run, model, portrait):
-    image, *_, report = run("RestoreFaces", model=model, image=portrait, mask=torch.zeros(1, 64, 64))
+def test_load_images_empty_mask_is_no_mask(restore, portrait):
+    image, *_, report = restore(portrait, mask=torch.zeros(1, 64, 64))
     assert not torch.equal(image, portrait) and "placeholder" in report
     drawn = torch.zeros(1, 384, 384)
-    assert torch.equal(run("RestoreFaces", model=model, image=portrait, mask=drawn)[0], portrait)
+    assert torch.equal(restore(portrait, mask=drawn)[0], portrait)
 
 
-def test_masks_must_fit_the_frames(run, pack, model, portrait):
+def test_masks_must_fit_the_frames(restore, pack, portrait):
     with pytest.raises(pack.errors.BadImage, match="2 frames, the image 3"):
-        run("RestoreFaces", model=model, image=portrait.repeat(3, 1, 1, 1), mask=torch.ones(2, 384, 384))
+        restore(portrait.repeat(3, 1, 1, 1), mask=torch.ones(2, 384, 384))
 
 
 def test_faces_of_another_image_are_refused(run, pack, model, portrait, group):
@@ -119,35 +132,35 @@ def test_faces_of_another_image_are_refused(run, pack, model, portrait, group):
 
 
 @pytest.mark.parametrize("w", [-0.1, 1.1, float("nan")])
-def test_fidelity_out_of_range_is_refused(run, pack, model, portrait, w):
+def test_fidelity_out_of_range_is_refused(restore, pack, portrait, w):
     """A linked value is not checked by the host."""
     with pytest.raises(pack.errors.BadOption, match="w is"):
-        run("RestoreFaces", model=model, image=portrait, fidelity=w)
+        restore(portrait, fidelity=w)
 
 
-def test_visibility_blends(run, model, portrait):
-    full = run("RestoreFaces", model=model, image=portrait)[0]
-    none = run("RestoreFaces", model=model, image=portrait, visibility=0.0)[0]
-    half = run("RestoreFaces", model=model, image=portrait, visibility=0.5)[0]
+def test_visibility_blends(restore, portrait):
+    full = restore(portrait)[0]
+    none = restore(portrait, visibility=0.0)[0]
+    half = restore(portrait, visibility=0.5)[0]
     assert torch.allclose(none, portrait, atol=1e-4)
     assert torch.allclose(half, (full + portrait) / 2, atol=1e-3)
 
 
-def test_faces_below_min_identity_stay_as_they_were(run, model, portrait):
-    image, restored, _, mask, report = run("RestoreFaces", model=model, image=portrait, min_identity=1.0)
+def test_faces_below_min_identity_stay_as_they_were(restore, portrait):
+    image, restored, _, mask, report = restore(portrait, min_identity=1.0)
     assert torch.equal(image, portrait) and not mask.any()
     assert "0 of 1 faces restored" in report and "below 1" in report
 
 
-def test_reference_adds_before_and_after(run, model, group, member):
-    *_, report = run("RestoreFaces", model=model, image=group, reference=member)
+def test_reference_adds_before_and_after(restore, group, member):
+    *_, report = restore(group, reference=member)
     assert report.count("like the reference") == 4
 
 
-def test_parse_classes_without_parsenet_say_what_is_missing(run, pack, model, portrait):
+def test_parse_classes_without_parsenet_say_what_is_missing(restore, pack, portrait):
     with pytest.raises(pack.errors.MissingWeights, match="parsing_parsenet.pth.*https://.*facedetection"):
-        run("RestoreFaces", model=model, image=portrait, paste_classes="face without hair")
-    run("RestoreFaces", model=model, image=portrait, paste_classes="whole square")
+        restore(portrait, paste_classes="face without hair")
+    restore(portrait, paste_classes="whole square")
 
 
 class Doubler:
@@ -164,17 +177,17 @@ class Doubler:
         return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def test_upscale_model_makes_the_background(run, pack, model, portrait):
-    image, *_, mask, _ = run("RestoreFaces", model=model, image=portrait, upscale_factor=2.0, upscale_model=Doubler())
+def test_upscale_model_makes_the_background(restore, pack, model, portrait):
+    image, *_, mask, _ = restore(portrait, upscale_factor=2.0, upscale_model=Doubler())
     expected = portrait.repeat_interleave(2, 1).repeat_interleave(2, 2)
     outside = mask[..., None].expand_as(image) == 0
     assert image.shape == (1, 768, 768, 3) and torch.allclose(image[outside], expected[outside])
     assert pack.mm.state.freed
     before = Doubler.calls
-    run("RestoreFaces", model=model, image=portrait, upscale_factor=2.0, upscale_model=Doubler(), face_upsample=True)
+    restore(portrait, upscale_factor=2.0, upscale_model=Doubler(), face_upsample=True)
     assert Doubler.calls >= before + 2
     with pytest.raises(pack.errors.BadOption, match="Load Upscale Model"):
-        run("RestoreFaces", model=model, image=portrait, upscale_model="x4")
+        restore(portrait, upscale_model="x4")
 
 
 def test_upscaling_goes_on_in_smaller_tiles(pack):
@@ -197,17 +210,17 @@ def test_upscaling_goes_on_in_smaller_tiles(pack):
         pack.utils.tiled_scale = whole
 
 
-def test_progress_reaches_the_end_and_shows_the_face(run, pack, model, portrait):
+def test_progress_reaches_the_end_and_shows_the_face(restore, pack, portrait):
     seen = []
     pack.utils.hook = lambda value, total, preview: seen.append((value, total, preview))
-    run("RestoreFaces", model=model, image=portrait.repeat(2, 1, 1, 1))
+    restore(portrait.repeat(2, 1, 1, 1))
     values = [value for value, *_ in seen]
     assert values == sorted(values) and seen[-1][:2] == (100, 100)
     pictures = [preview for *_, preview in seen if preview]
     assert pictures and pictures[0][0] == "JPEG" and pictures[0][1].size == (128, 64)
 
 
-def test_cancel_stops_inside_one_forward_pass(run, pack, model, portrait):
+def test_cancel_stops_inside_one_forward_pass(restore, pack, portrait):
     """Pressed after the last progress before restoring: no update comes until the network has ended."""
     encodes = []
 
@@ -218,11 +231,11 @@ def test_cancel_stops_inside_one_forward_pass(run, pack, model, portrait):
 
     pack.utils.hook = hook
     with pytest.raises(pack.mm.InterruptProcessingException):
-        run("RestoreFaces", model=model, image=portrait)
+        restore(portrait)
     assert encodes and not pack.mm.state.interrupted
 
 
-def test_running_out_of_memory_makes_room_and_says_what_to_do(run, pack, model, portrait, monkeypatch):
+def test_running_out_of_memory_makes_room_and_says_what_to_do(restore, pack, model, portrait, monkeypatch):
     def full(*_, **__):
         raise MemoryError
 
@@ -231,7 +244,7 @@ def test_running_out_of_memory_makes_room_and_says_what_to_do(run, pack, model, 
     module = __import__("sys").modules["/somewhere/custom_nodes/ComfyUI-ID-CodeFormer." + engine]
     monkeypatch.setattr(module.StripEngine, "encode", full)
     with pytest.raises(pack.errors.OutOfMemory, match="single face"):
-        run("RestoreFaces", model=model, image=portrait)
+        restore(portrait)
     assert pack.mm.state.unloads == 1
 
 

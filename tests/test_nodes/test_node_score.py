@@ -10,6 +10,17 @@ from PIL import Image
 from tests.test_nodes.conftest import TINY, defaults
 
 
+@pytest.fixture
+def score(run, model, found):
+    """Identity Score with faces that were detected before."""
+
+    def call(reference, candidate, **values):
+        given = {"reference_faces": found(reference), "candidate_faces": found(candidate), "model": model}
+        return run("IdentityScore", reference=reference, candidate=candidate, **given, **values)
+
+    return call
+
+
 def test_a_face_is_like_itself(run, model, portrait):
     mean, lowest, same, report, chart = run("IdentityScore", reference=portrait, candidate=portrait, model=model)
     assert mean == pytest.approx(1, abs=1e-4) and lowest == mean and same is True
@@ -18,31 +29,31 @@ def test_a_face_is_like_itself(run, model, portrait):
     assert isinstance(mean, float) and isinstance(same, bool)
 
 
-def test_several_faces_are_matched_by_identity(run, model, group):
+def test_several_faces_are_matched_by_identity(score, group):
     """The candidates stand in another order; each face is compared with itself."""
     halves = torch.cat([group[:, :, 464:], group[:, :, :464]], 2)
-    mean, lowest, same, report, _ = run("IdentityScore", reference=group, candidate=halves, model=model)
+    mean, lowest, same, report, _ = score(group, halves)
     assert lowest > 0.9 and same
     assert report.count("reference face") == 4
 
 
-def test_every_frame_is_compared(run, model, portrait):
+def test_every_frame_is_compared(score, portrait):
     frames = torch.cat([portrait, portrait.flip(2), portrait * 0.8])
-    _, lowest, same, report, _ = run("IdentityScore", reference=portrait, candidate=frames, model=model, threshold=0.0)
+    _, lowest, same, report, _ = score(portrait, frames, threshold=0.0)
     assert [f"frame {n}:" in report for n in range(3)] == [True] * 3
-    _, _, _, report, _ = run("IdentityScore", reference=frames, candidate=frames, model=model)
+    _, _, _, report, _ = score(frames, frames)
     assert report.startswith("same person: mean 1.000, lowest 1.000 of 3")
 
 
-def test_a_frame_without_a_face_is_said_and_proves_nothing(run, model, portrait):
+def test_a_frame_without_a_face_is_said_and_proves_nothing(score, portrait):
     frames = torch.cat([portrait, torch.zeros_like(portrait)])
-    mean, lowest, same, report, _ = run("IdentityScore", reference=portrait, candidate=frames, model=model)
+    mean, lowest, same, report, _ = score(portrait, frames)
     assert mean == pytest.approx(1, abs=1e-4) and same is False
     assert "frame 1: no face in the candidate" in report and "NOT the same person" in report
 
 
-def test_no_face_in_the_reference(run, model, portrait, grey):
-    mean, lowest, same, report, chart = run("IdentityScore", reference=grey, candidate=portrait, model=model)
+def test_no_face_in_the_reference(score, portrait, grey):
+    mean, lowest, same, report, chart = score(grey, portrait)
     assert (mean, lowest, same) == (0.0, 0.0, False) and "no face in the reference" in report
     assert chart.shape[0] == 1
 
@@ -53,21 +64,20 @@ def test_no_frames_at_all(run, model, portrait):
     assert run("IdentityScore", reference=empty, candidate=portrait, model=model)[:3] == (0.0, 0.0, False)
 
 
-def test_photos_of_one_person(run, pack, model, portrait, group):
+def test_photos_of_one_person(score, pack, portrait):
     """Three photos and two frames: the face of each frame that is most like the person counts."""
     photos = torch.cat([portrait, portrait * 0.9, portrait * 1.0])
     frames = torch.cat([portrait, portrait])
-    mean, *_, report, _ = run("IdentityScore", reference=photos, candidate=frames, model=model)
+    mean, *_, report, _ = score(photos, frames)
     assert mean > 0.9 and report.count("frame ") == 2
     with pytest.raises(pack.errors.BadOption, match="3 reference and 2 candidate"):
-        run("IdentityScore", reference=photos, candidate=frames, model=model, compare="frame_by_frame")
+        score(photos, frames, compare="frame_by_frame")
 
 
-def test_threshold_decides(run, model, portrait, member):
-    pair = {"reference": portrait, "candidate": member, "model": model}
-    score = run("IdentityScore", **pair)[1]
-    assert run("IdentityScore", **pair, threshold=score - 0.01)[2] is True
-    assert run("IdentityScore", **pair, threshold=score + 0.01)[2] is False
+def test_threshold_decides(score, portrait, member):
+    lowest = score(portrait, member)[1]
+    assert score(portrait, member, threshold=lowest - 0.01)[2] is True
+    assert score(portrait, member, threshold=lowest + 0.01)[2] is False
 
 
 def test_given_faces_are_used(run, pack, model, group):
