@@ -100,8 +100,8 @@ def test_checkpoint_of_another_configuration_is_refused(runs, train, arguments, 
 
 
 def test_what_does_not_change_the_mathematics_may_differ(runs, train, arguments, tmp_path):
-    words = ["--resume", str(runs["stage2"] / "last.ckpt"), "steps=21", "log_every=1", "data.workers=1", "data.cache=true"]
-    assert train(tmp_path, *arguments["stage2"], *words) == 0
+    words = ["steps=21", "log_every=1", "data.workers=1", "data.cache=true"]
+    assert train(tmp_path, *arguments["stage2"], *words, "--resume", str(runs["stage2"] / "last.ckpt")) == 0
     assert read_checkpoint(tmp_path / "last.ckpt")["step"] == 21
 
 

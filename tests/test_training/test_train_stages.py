@@ -15,7 +15,7 @@ from training.stages import FROZEN, build_stage
 LOSSES = {
     "distil": {"distil", "relation"},
     "arcface": {"accuracy"},
-    "stage1": {"l1", "perceptual", "codebook", "commitment", "perplexity", "gan", "gan_weight", "d", "kmeans", "dead_codes"},
+    "stage1": {"l1", "perceptual", "codebook", "commitment", "perplexity", "gan", "d", "kmeans", "dead_codes"},
     "stage2": {"code", "feature", "code_accuracy"},
     "stage3": {"code", "feature", "l1"},
     "control": {"code", "feature", "l1", "gan", "gan_weight", "d"},

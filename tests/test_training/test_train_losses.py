@@ -1,0 +1,94 @@
+"""The terms of the objective other than identity: codes, adversary, recogniser."""
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from idcodeformer.models.vqgan import VectorQuantizer, VQGANConfig
+from training.codebook import kmeans, reset_dead
+from training.config import load_config
+from training.data import PairDataset, collate
+from training.losses import adaptive_weight, arcface_logits, code_losses, distillation, hinge_discriminator
+from training.stages import build_stage
+
+
+def test_commitment_moves_the_encoder_and_the_codebook_term_the_codes():
+    """beta = 0.25 belongs to the commitment term (equation 2); the published code weighs the other one."""
+    quantise = VectorQuantizer(VQGANConfig(img_size=64, ch_mult=(1, 2, 2), codebook_size=8, emb_dim=4))
+    for term, codes_move in ((1, True), (2, False)):
+        z = torch.randn(2, 4, 3, 3, requires_grad=True)
+        quantise.zero_grad()
+        quantise(z)[term].backward()
+        moved = quantise.embedding.weight.grad
+        assert (moved is not None and bool(moved.abs().sum() > 0)) == codes_move
+        assert (z.grad is not None and bool(z.grad.abs().sum() > 0)) != codes_move
+
+
+def test_stage_1_weighs_the_terms_as_configured(base, faces):
+    config = load_config(base, [f"data.roots=[{faces}]", "stage=stage1", "loss.l1=0", "loss.codebook=1"])
+    assert config.loss.commitment == 0.25
+    torch.manual_seed(0)
+    stage = build_stage(config)
+    data = PairDataset(config.data, config.degradation, 0)
+    out = stage(collate([data[0], data[1]]), 0)
+    assert torch.allclose(out["total"], out["codebook"] + 0.25 * out["commitment"])
+
+
+def test_code_losses_are_those_of_a_right_and_a_wrong_prediction():
+    codes, quant = torch.tensor([[0, 1]]), torch.randn(1, 4, 1, 2)
+    sure = torch.tensor([[[20.0, 0, 0], [0, 20.0, 0]]])
+    right = code_losses(sure, quant, codes, quant)
+    wrong = code_losses(sure.flip(1), quant + 2, codes, quant)
+    assert float(right[0]) < 1e-6 and float(right[1]) == 0
+    assert float(wrong[0]) == pytest.approx(20, abs=1e-3) and float(wrong[1]) == pytest.approx(4, rel=1e-5)
+
+
+def test_kmeans_finds_the_clusters():
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
+    points = middles.repeat(50, 1) + torch.randn(150, 2, generator=generator) * 0.1
+    centres = kmeans(points, 3, 20, generator)
+    assert torch.cdist(middles, centres).min(1).values.max() < 0.1
+    assert kmeans(points[:2], 5, 3, generator).isfinite().all()  # fewer points than codes
+
+
+def test_only_dead_codes_move_and_to_points():
+    codes, points = torch.arange(8.0).view(4, 2), torch.full((3, 2), 99.0)
+    dead = reset_dead(codes, torch.tensor([1, 0, 5, 0]), points, torch.Generator().manual_seed(0))
+    assert dead == 2 and codes.tolist() == [[0, 1], [99, 99], [4, 5], [99, 99]]
+
+
+def test_adaptive_weight_levels_the_gradients():
+    layer = torch.ones(10, requires_grad=True)
+    assert float(adaptive_weight(3 * layer.sum(), 6 * layer.sum(), layer, 0.8)) == pytest.approx(0.4, rel=1e-3)
+    assert float(adaptive_weight(9 * layer.sum(), layer.sum(), layer, 0.8)) == pytest.approx(0.8)  # clamped to 1
+    assert not adaptive_weight(layer.sum(), layer.sum(), layer, 0.8).requires_grad
+
+
+def test_adaptive_weight_of_an_unused_layer_is_zero():
+    layer, other = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    assert float(adaptive_weight(other.sum(), other.sum(), layer, 0.8)) == 0
+    assert float(adaptive_weight((0 * layer).sum(), (0 * layer).sum(), layer, 0.8)) == 0
+
+
+def test_hinge_stops_where_the_discriminator_is_sure():
+    assert float(hinge_discriminator(torch.tensor([2.0]), torch.tensor([-2.0]))) == 0
+    assert float(hinge_discriminator(torch.tensor([0.0]), torch.tensor([0.0]))) == 1
+    assert float(hinge_discriminator(torch.tensor([-1.0]), torch.tensor([1.0]))) == 2
+
+
+def test_arcface_margin_is_added_to_the_angle_of_the_own_class():
+    embedding, centres = F.normalize(torch.randn(4, 8)), torch.randn(5, 8)
+    labels = torch.tensor([0, 1, 2, 3])
+    plain, margin = (arcface_logits(embedding, centres, labels, m, 64.0) / 64 for m in (0.0, 0.3))
+    own = F.one_hot(labels, 5).bool()
+    assert torch.allclose(margin[~own], plain[~own])
+    assert torch.allclose(margin[own].acos(), plain[own].acos() + 0.3, atol=1e-3)
+
+
+def test_distillation_is_zero_for_the_teacher_itself_at_any_length():
+    teacher = torch.randn(6, 8)
+    assert all(float(v) == pytest.approx(0, abs=1e-6) for v in distillation(3 * teacher, teacher, 1.0))
+    direct, relation = distillation(torch.randn(6, 8), teacher, 1.0)
+    assert float(direct) > 0.3 and float(relation) > 0.01

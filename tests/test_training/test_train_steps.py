@@ -1,0 +1,82 @@
+"""Optimisers, moving average, draws, and what one step does."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import OptimConfig, load_config
+from training.data import collate
+from training.draws import uniform
+from training.optim import EMA, adam, learning_rate
+from training.trainer import Trainer
+
+
+def test_moving_average():
+    net = nn.BatchNorm1d(2)
+    average = EMA(net, 0.9)
+    nn.init.constant_(net.weight, 11.0)
+    net.num_batches_tracked += 5
+    average.update(net, 1000)
+    assert torch.allclose(average.net.weight, torch.full((2,), 0.9 * 1 + 0.1 * 11))
+    assert average.net.num_batches_tracked == 5 and not average.net.weight.requires_grad
+    early = EMA(nn.BatchNorm1d(2), 0.9)
+    early.update(net, 0)  # at the start a memory of (1 + step) / (10 + step)
+    assert torch.allclose(early.net.weight, torch.full((2,), 0.1 * 1 + 0.9 * 11))
+
+
+def test_learning_rates():
+    cosine = OptimConfig(lr=1.0, lr_min=0.2, warmup=10)
+    assert [learning_rate(cosine, s, 110) for s in (0, 4, 10, 60, 110)] == pytest.approx([0.1, 0.5, 1.0, 0.6, 0.2])
+    steps = OptimConfig(lr=1.0, schedule="steps", milestones=[5, 8])
+    assert [learning_rate(steps, s, 10) for s in (4, 5, 8)] == [1.0, 0.5, 0.25]
+    assert learning_rate(OptimConfig(lr=1.0, schedule="constant"), 9, 10) == 1.0
+
+
+def test_weight_decay_makes_it_adamw():
+    params = [nn.Parameter(torch.ones(1))]
+    assert type(adam(params, OptimConfig())) is torch.optim.Adam
+    decayed = adam(params, OptimConfig(weight_decay=0.1, betas=[0.5, 0.9]))
+    assert type(decayed) is torch.optim.AdamW and decayed.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_draws_depend_on_position_seed_and_stream_alone():
+    positions = torch.arange(400)
+    whole = uniform(positions, 1, "fidelity", 2)
+    assert torch.equal(whole[:, 100:], uniform(positions[100:], 1, "fidelity", 2))
+    assert whole.min() >= 0 and whole.max() < 1 and whole.mean() == pytest.approx(0.5, abs=0.05)
+    for other in (uniform(positions, 2, "fidelity", 2), uniform(positions, 1, "jitter", 2)):
+        assert abs(float(torch.corrcoef(torch.stack([whole[0], other[0]]))[0, 1])) < 0.15
+
+
+def test_gradients_are_clipped(base, faces, arguments, tmp_path):
+    norms = []
+    for clip in (1e9, 1e-3):
+        config = load_config(base, [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", f"optim.clip={clip}"])
+        trainer = Trainer(config)
+        batch = collate([trainer.data[i] for i in range(4)])
+        said = trainer.step(batch, 0)["grad_norm"]
+        grads = torch.cat([p.grad.flatten() for p in trainer.stage.trainable() if p.grad is not None])
+        norms.append((float(said), float(grads.norm())))
+        trainer.log.close()
+    assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-4) == pytest.approx(norms[1][0], rel=1e-4)
+    assert norms[0][0] > 0.01 and norms[1][1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_discriminator_learns_only_from_its_own_loss(base, faces, arguments, tmp_path):
+    config = load_config(
+        base, [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", "loss.gan=0.8", "loss.gan_start=1"]
+    )
+    trainer = Trainer(config)
+    batch = collate([trainer.data[i] for i in range(4)])
+    before = [p.clone() for p in trainer.stage.discriminator.parameters()]
+    assert "gan" not in trainer.step(batch, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.stage.discriminator.parameters()))
+    logs = trainer.step(batch, 1)
+    assert float(logs["d"]) == pytest.approx(1, abs=0.3)  # it cannot tell yet
+    moved = [not torch.equal(a, b) for a, b in zip(before, trainer.stage.discriminator.parameters())]
+    assert all(moved[:-1])  # the last bias shifts real and fake alike: no gradient
+    assert not any(p is q for p in trainer.stage.trainable() for q in trainer.stage.discriminator.parameters())
+    falls = [float(trainer.step(batch, s)["d"]) for s in range(2, 12)]
+    assert falls[-1] < falls[0]
+    trainer.log.close()
