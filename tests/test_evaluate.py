@@ -1,0 +1,330 @@
+"""``python -m training evaluate`` from end to end on synthetic faces and tiny networks."""
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from idcodeformer.models.arcface import IResNet, IResNetConfig
+from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.weights.loading import build, save
+from training.__main__ import main, parser
+from training.config import ConfigError, load_config
+from training.data import DataError
+from training.degrade import degrade, sample_rng
+from training.evalset import load_set
+from training.evaluate import Evaluation
+from training.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
+from training.judges import RecogniserJudge
+from training.perceptual import STLPIPS
+from training.sources import read_image
+from training.subjects import CeilingSubject, ModelSubject
+
+SIZE = 64
+NET = CodeFormerConfig(
+    img_size=SIZE, nf=32, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
+    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(32,),
+)  # fmt: skip
+YAML = """
+net: {img_size: 64, ch_mult: [1, 2, 2], connect_list: [32]}
+data: {size: 64}
+degradations:
+  soft: {kernel_size: 9, sigma: [0.6, 0.6], anisotropic: 0, downscale: [2, 2], noise: [2, 2], jpeg: [90, 90]}
+  hard: {kernel_size: 9, sigma: [2, 2], anisotropic: 0, downscale: [8, 8], noise: [8, 8], jpeg: [40, 40]}
+"""
+
+
+def face(person: int, photo: int) -> np.ndarray:
+    """A picture that is alike for photographs of one person: coarse random colours, and a little of its own."""
+    coarse = np.random.default_rng(person).uniform(40, 215, (6, 6, 3))
+    fine = np.random.default_rng(1000 * person + photo).uniform(-20, 20, (24, 24, 3))
+    big = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    return (big + cv2.resize(fine, (SIZE, SIZE))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 24 faces of 8 people (6 of them in split test), two models, two recognisers and a config."""
+    root = tmp_path_factory.mktemp("kit")
+    lines = [["path", "identity", "split"]]
+    for person in range(8):
+        for photo in range(3):
+            name = f"p{person}/{photo}.png"
+            (root / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "faces" / name), face(person, photo)[..., ::-1])
+            lines.append([name, f"p{person}", "train" if person > 5 else "test"])
+    with open(root / "faces/images.csv", "w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    (root / "config.yaml").write_text(YAML)
+    for seed, name in enumerate(("control", "identity")):
+        torch.manual_seed(seed)
+        loss = {"loss": {"identity": float(seed), "identity_weights": ["loss_net.safetensors"]}}
+        save(CodeFormer(NET), root / f"{name}.safetensors", {"training": json.dumps(loss)})
+    for seed, name in enumerate(("loss_net", "other_net")):
+        torch.manual_seed(10 + seed)
+        save(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 16, 16), 32)), root / f"{name}.safetensors")
+    return root
+
+
+def command(kit: Path, out: Path, *more: str, models: tuple[str, ...] = ("control", "identity")) -> list[str]:
+    words = ["evaluate", "--data", kit / "faces", "--list", "images.csv", "--split", "test"]
+    words += ["--config", kit / "config.yaml"]
+    for name in models:
+        words += ["--model", kit / f"{name}.safetensors"]
+    words += ["--loss-recogniser", kit / "loss_net.safetensors", "--independent", kit / "other_net.safetensors"]
+    words += ["--ceiling", kit / "control.safetensors", "--out", out, "--device", "cpu", "--bootstrap", "50"]
+    return [*map(str, words), "--far", "0.05", "--samples", "3", *more]
+
+
+def measured(words: list[str]) -> dict:
+    """The report as it would be written, without drawing plots."""
+    return Evaluation(parser().parse_args(words)).report()
+
+
+@pytest.fixture(scope="module")
+def result(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("result")
+    assert main(command(kit, out, "--degradation", "soft", "hard", "--w", "1", "0")) == 0
+    return out, json.loads((out / "report.json").read_text())
+
+
+def row(report: dict, degradation: str, kind: str, name: str | None = None, w: float | None = None) -> dict:
+    rows = report["degradations"][degradation]["rows"]
+    (found,) = (r for r in rows if r["kind"] == kind and (name is None or r["name"] == name) and r["w"] == w)
+    return found
+
+
+def test_the_files_and_their_rows(result) -> None:
+    out, report = result
+    for name in ("soft", "hard"):
+        for suffix in ("w", "id-sim", "samples", "worst"):
+            assert cv2.imread(str(out / f"{name}-{suffix}.png")).std() > 1
+        kinds = [r["kind"] for r in report["degradations"][name]["rows"]]
+        assert kinds == ["input", *["model"] * 4, "ceiling", "truth"]
+    assert (report["images"], report["identities"], report["pairs"]) == (18, 6, 36)
+    assert [r["w"] for r in report["degradations"]["soft"]["rows"][1:3]] == [0.0, 1.0]
+    with open(out / "images.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 18 * 6 and {line["image"] for line in lines} >= {"p0/0.png", "p5/2.png"}
+
+
+def test_floor_and_truth_are_where_they_must_be(result) -> None:
+    _, report = result
+    soft, hard = (row(report, name, "input")["figures"] for name in ("soft", "hard"))
+    assert soft["psnr"]["value"] > hard["psnr"]["value"] and soft["ssim"]["value"] > hard["ssim"]["value"]
+    for figure in (*soft.values(), *hard.values()):
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    truth = row(report, "soft", "truth")
+    assert "psnr" not in truth["figures"] and truth["figures"]["id_sim other_net"]["value"] == pytest.approx(1)
+    assert truth["far_measured"]["other_net"] == pytest.approx(0.05, abs=0.01)
+    first, second = (row(report, name, "ceiling") for name in ("soft", "hard"))
+    assert first == second  # the ceiling does not look at the input
+
+
+def test_figures_are_those_of_the_definition(kit: Path, result) -> None:
+    """PSNR and ID-Sim of one model, from its own network and from the pixels on disk."""
+    _, report = result
+    degradation = load_config(kit / "config.yaml").degradations["soft"]
+    net, judge = build(kit / "identity.safetensors"), build(kit / "other_net.safetensors")
+    eye = RecogniserJudge("x", "independent", judge, "", "")
+    psnrs, sims = [], []
+    for place, path in enumerate(sorted((kit / "faces").rglob("p[0-5]/*.png"))):
+        truth = read_image(path, SIZE)
+        bad = degrade(truth, degradation, sample_rng(0, place))
+        x, y = (torch.from_numpy(i).permute(2, 0, 1)[None].float() / 255 for i in (bad, truth))
+        with torch.no_grad():
+            image = net(x * 2 - 1, w=1.0, adain=True)[0]
+        image = ((image.clamp(-1, 1) + 1) / 2 * 255).round() / 255
+        psnrs.append(float(-10 * (image - y).square().mean().log10()))
+        sims.append(float((eye.embed(image) * eye.embed(y)).sum()))
+    figures = row(report, "soft", "model", "identity", 1.0)["figures"]
+    assert figures["psnr"]["value"] == pytest.approx(np.mean(psnrs), abs=1e-3)
+    assert figures["id_sim other_net"]["value"] == pytest.approx(np.mean(sims), abs=1e-4)
+
+
+def test_recognisers_of_the_loss_and_independent_ones_are_apart(result) -> None:
+    out, report = result
+    roles = {name: info["role"] for name, info in report["settings"]["recognisers"].items()}
+    assert roles == {"loss_net": "loss", "other_net": "independent"}
+    text = (out / "report.md").read_text()
+    assert "ID-Sim loss_net (loss)" in text and "ID-Sim other_net (independent)" in text
+    assert report["settings"]["models"]["identity"]["loss_recognisers"] == ["loss_net"]
+    assert report["settings"]["models"]["control"]["loss_recognisers"] == []
+
+
+def test_markdown_says_why_a_column_is_empty(result) -> None:
+    text = (result[0] / "report.md").read_text()
+    assert "--fid-weights was not given" in text and "--perceptual was not given" in text
+    table = next(line for line in text.splitlines() if line.startswith("| input"))
+    assert "–" in table
+    assert re.search(r"identity − control, w = 1 \| [+-]\d", text)
+
+
+def test_differences_are_paired(result) -> None:
+    _, report = result
+    (entry,) = (d for d in report["degradations"]["soft"]["differences"] if d["w"] == 1.0)
+    a, b = (row(report, "soft", "model", name, 1.0)["figures"]["psnr"] for name in ("control", "identity"))
+    change = entry["figures"]["psnr"]
+    assert change["value"] == pytest.approx(b["value"] - a["value"], abs=1e-5)
+    assert change["low"] <= change["value"] <= change["high"]
+
+
+def test_the_worst_sheet_holds_the_lowest(result) -> None:
+    out, report = result
+    with open(out / "images.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["degradation"] == "hard" and r["row"] == "identity, w = 1"]
+    lowest = sorted(rows, key=lambda r: float(r["id_sim other_net"]))[:10]
+    sheets = {s["name"]: s["images"] for s in report["degradations"]["hard"]["sheets"]}
+    assert set(sheets["worst"]) == {r["image"] for r in lowest} and len(sheets["samples"]) == 3
+    assert sheets["samples"] == report["degradations"]["soft"]["sheets"][0]["images"]
+
+
+def test_what_was_measured_is_not_measured_again(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(kind: type) -> None:
+        make = kind.make
+        monkeypatch.setattr(kind, "make", lambda self, t, d: calls.append(f"{self.key} {len(t)}") or make(self, t, d))
+
+    counted(ModelSubject)
+    counted(CeilingSubject)
+    words = command(kit, tmp_path, "--degradation", "soft", "--w", "1", "--batch", "18", models=("control",))
+    first = measured(words)
+    assert sum(c.endswith(" 18") for c in calls) == 2
+    calls.clear()
+    second = measured([*words, "--model", str(kit / "identity.safetensors")])
+    assert sum(c.endswith(" 18") for c in calls) == 1  # the new model alone; sheets are drawn one face at a time
+    assert row(first, "soft", "model", "control", 1.0) == row(second, "soft", "model", "control", 1.0)
+    calls.clear()
+    measured([*words, "--seed", "5"])  # other pixels: the model again, the ceiling not
+    assert [c.split()[0] for c in calls if c.endswith(" 18")] == ["codeformer"]
+
+
+def test_batches_change_nothing(kit: Path, result, tmp_path: Path) -> None:
+    words = ["--degradation", "soft", "--w", "1", "0", "--batch", "5", "--no-cache"]
+    again = measured(command(kit, tmp_path, *words, models=("control",)))
+    for name, figure in row(again, "soft", "model", "control", 1.0)["figures"].items():
+        if not name.startswith("tar"):
+            expected = row(result[1], "soft", "model", "control", 1.0)["figures"][name]["value"]
+            assert figure["value"] == pytest.approx(expected, abs=1e-3)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_subset_keeps_people_and_pixels(kit: Path) -> None:
+    whole = load_set(kit / "faces", "images.csv", "test", SIZE, 0, 0)
+    part = load_set(kit / "faces", "images.csv", "test", SIZE, 7, 3)
+    assert len(part) == 7 and len(set(part.identities)) == 3  # whole people, the last one cut
+    assert part.digest != whole.digest
+    degradation = load_config(kit / "config.yaml").degradations["hard"]
+    pixels = {whole.name(r[0]): bad for r, _, bad in whole.batches(degradation, 0, 1)}
+    for rows, _, bad in part.batches(degradation, 0, 1):
+        assert torch.equal(bad, pixels[part.name(rows[0])])
+
+
+def test_unreadable_files_are_left_out_and_named(kit: Path, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    cv2.imwrite(str(tmp_path / "p/good.png"), face(0, 0))
+    cv2.imwrite(str(tmp_path / "p/small.png"), face(0, 0)[:20, :20])
+    (tmp_path / "p/bad.png").write_bytes(b"nothing")
+    found = load_set(tmp_path, None, None, SIZE, 0, 0)
+    assert len(found) == 1 and {Path(p).name for p in found.skipped} == {"small.png", "bad.png"}
+    (tmp_path / "p/good.png").unlink()
+    with pytest.raises(DataError, match="None of the 2 images"):
+        load_set(tmp_path, None, None, SIZE, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--degradation", "x99"], "there is no 'x99'; there: hard, soft"),
+        (["--w", "0", "1.5"], "between 0 and 1"),
+        (["--main-w", "0.3"], "not among"),
+        (["--far", "0"], "between 0 and 1"),
+        (["--split", "dev"], "No image"),
+        (["--list", "absent.csv"], "no table"),
+        (["--device", "cuda:99"], "no such device"),
+        (["--degradation", "soft", "--config", "training/configs/mini/base.yaml"], "there is no 'soft'"),
+        (["--degradation", "x4", "--config", "training/configs/mini/base.yaml"], "for 128 px"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(kit: Path, tmp_path: Path, root: Path, capsys, change, message) -> None:
+    change = [str(root / c) if c.startswith("training/") else c for c in change]
+    defaults = [] if "--degradation" in change else ["--degradation", "soft"]
+    assert main(command(kit, tmp_path, *defaults, *change)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recogniser_of_the_loss_cannot_judge_as_independent(kit: Path, tmp_path: Path) -> None:
+    words = command(kit, tmp_path, "--degradation", "soft")
+    loss, other = (words.index(str(kit / f"{n}.safetensors")) for n in ("loss_net", "other_net"))
+    words[loss], words[other] = words[other], words[loss]
+    with pytest.raises(ConfigError, match="'loss_net' was in the loss of 'identity'"):
+        Evaluation(parser().parse_args(words))
+    words[loss] = words[other]
+    with pytest.raises(ConfigError, match="same file"):
+        Evaluation(parser().parse_args(words))
+
+
+def test_models_of_two_sizes_do_not_share_a_table(kit: Path, tmp_path: Path) -> None:
+    small = CodeFormerConfig.from_dict({**NET.to_dict(), "img_size": 32, "attn_resolutions": [8], "connect_list": [16]})
+    save(CodeFormer(small), tmp_path / "small.safetensors")
+    words = [*command(kit, tmp_path, "--degradation", "soft"), "--model", str(tmp_path / "small.safetensors")]
+    with pytest.raises(ConfigError, match="different sizes"):
+        Evaluation(parser().parse_args(words))
+    with pytest.raises(ConfigError, match="same name"):
+        twice = command(kit, tmp_path, "--degradation", "soft", models=("control", "control"))
+        Evaluation(parser().parse_args(twice))
+
+
+def test_perceptual_and_frechet_columns(kit: Path, tmp_path: Path) -> None:
+    """With a random st-LPIPS file the perceptual column is named after it, and its backbone's distance is no FID."""
+    torch.manual_seed(0)
+    net, state = STLPIPS(), {}
+    for conv, key in zip(net.convolutions(), ("1.0", "2.5", "3.9", "4.11", "5.13"), strict=True):
+        state[f"net.slice{key}.weight"], state[f"net.slice{key}.bias"] = conv.weight, conv.bias
+    state |= {f"lin{i}.model.1.weight": h.weight.abs() for i, h in enumerate(net.heads)}
+    state["net.slice1.1.filt"] = torch.ones(64, 1, 3, 3)
+    torch.save({k: v.detach() for k, v in state.items()}, tmp_path / "st.pth")
+    weights = ["--perceptual", str(tmp_path / "st.pth"), "--fid-weights", str(tmp_path / "st.pth")]
+    report = measured(command(kit, tmp_path, "--degradation", "hard", "--w", "1", *weights, models=("control",)))
+    assert report["settings"]["perceptual"] == "st-LPIPS (AlexNet)"
+    assert report["settings"]["fid"] == "FD (st-LPIPS (AlexNet) backbone)"
+    given = row(report, "hard", "input")
+    assert given["figures"]["perceptual"]["value"] > 0 and given["fid"] > 0
+    assert row(report, "hard", "truth")["fid"] == pytest.approx(0, abs=1e-6)
+    assert isinstance(load_extractor(tmp_path / "st.pth"), BackboneFeatures)
+
+
+def test_inception_blocks_pool_as_tensorflow_does() -> None:
+    from torchvision.models.inception import InceptionA, InceptionE
+
+    x = torch.rand(1, 8, 9, 9)
+    block = InceptionA(8, pool_features=4).eval()
+    plain = block(x)
+    _leave_border_out(block)
+    ported = block(x)
+    averaged = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    torch.testing.assert_close(ported[:, -4:], block.branch_pool(averaged))
+    torch.testing.assert_close(ported[:, :-4], plain[:, :-4])
+    assert not torch.allclose(ported[:, -4:], plain[:, -4:])
+    last = InceptionE(8).eval()
+    _pool_by_maximum(last)
+    torch.testing.assert_close(last(x)[:, -192:], last.branch_pool(nn.functional.max_pool2d(x, 3, 1, 1)))
+
+
+@pytest.mark.slow
+def test_the_whole_inception_is_read(tmp_path: Path) -> None:
+    from torchvision.models import Inception3
+
+    torch.manual_seed(0)
+    net = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    torch.save({k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "i.pth")
+    extractor = load_extractor(tmp_path / "i.pth")
+    assert extractor.label == "FID" and extractor(torch.rand(1, 3, 64, 64)).shape == (1, 2048)
