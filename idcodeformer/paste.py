@@ -23,6 +23,7 @@ from .types import Crops, Progress, RestoreOptions, Upscaler
 _TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
 _UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
 _PARSE_SIDE = 128  # px; the parse mask is blurred by 15.6 px of 512, so a quarter of the side loses nothing
+_PARSED = 32  # crops parsed at once
 _NEAR = 0.2  # of the crop's side: how far from a face's centre it gives way to a neighbour's crop
 
 
@@ -43,6 +44,7 @@ def paste(
     user_masks: Sequence[Tensor | None] | None = None,
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
@@ -50,15 +52,18 @@ def paste(
     replaced, on the devices of ``images``. ``parser(restored) -> labels [N,S,S]`` limits each face to
     ``options.parse_classes``. ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already
     enlarged, or a callable [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with
-    ``options.face_upsample``); None = bicubic.
+    ``options.face_upsample``); None = bicubic. ``device`` does the work; None = where ``restored`` lies.
     A crop that restoring changed by less than half a grey level on average leaves its place as it was.
     """
     options = options or RestoreOptions()
     plan = plan_paste(crops, options.upscale)
     parsed = None
     if parser is not None and len(crops):
-        parsed = soft_mask(parser(restored), options.parse_classes, side=_PARSE_SIDE)
-    return paste_planned(images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress)
+        parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(_PARSED))
+        parsed = torch.cat(list(parts))
+    return paste_planned(
+        images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device
+    )
 
 
 def paste_planned(
@@ -71,6 +76,7 @@ def paste_planned(
     user_masks: Sequence[Tensor | None] | None = None,
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``paste`` after the host has done its part: from here on nothing waits for the device.
 
@@ -78,19 +84,20 @@ def paste_planned(
     """
     options = options or RestoreOptions()
     _check(images, plan, pixels, restored, user_masks, background)
+    device = device or restored.device
     enlarge = background if callable(background) and options.face_upsample else None
     out: list[Tensor] = []
     shares: list[Tensor] = []
     for number, (image, size, groups) in enumerate(zip(images, plan.sizes, plan.groups)):
         if background is None or callable(background):
-            canvas = enlarged(image.to(restored.device), size, background)
+            canvas = enlarged(image.to(device), size, background)
         else:
-            canvas = background[number].to(restored.device, torch.float32, copy=True)
+            canvas = background[number].to(device, torch.float32, copy=True)
         own = None if user_masks is None else user_masks[number]
-        limit = None if own is None else masks.user_mask(own.to(restored.device), size, number)
-        share = torch.zeros(1, *size, device=restored.device)
+        limit = None if own is None else masks.user_mask(own.to(device), size, number)
+        share = torch.zeros(1, *size, device=device)
         for group in groups:
-            layers = {r.face: _layer(r, pixels, restored, parsed, enlarge, plan) for r in group.regions}
+            layers = {r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device) for r in group.regions}
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
         out.append(canvas.to(image.device))
@@ -103,7 +110,7 @@ def paste_planned(
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:
     """A copy of ``image`` [3,H,W] at ``size`` = (height, width): by ``upscaler``, then bicubic to the exact size."""
     if upscaler is None and tuple(image.shape[1:]) == tuple(size):
-        return image.float().clone()
+        return image.float().clamp(0, 1)
     picture = image[None].float()
     if upscaler is not None:
         picture = upscaler(picture).to(image.device, torch.float32)
@@ -130,16 +137,18 @@ def _layer(
     parsed: Tensor | None,
     enlarge: Upscaler | None,
     plan: PastePlan,
+    device: torch.device,
 ) -> _Layer:
     """The crop and its mask at about the density of the output."""
     i = region.face
-    source = restored[i : i + 1].float()
+    source = restored[i : i + 1].to(device, torch.float32)
     kept = torch.zeros((), device=source.device)
     if enlarge is not None:
-        source = enlarge(source).to(restored.device, torch.float32)
+        source = enlarge(source).to(device, torch.float32)
     elif restored.shape == pixels.shape:
-        kept = _untouched(pixels[i : i + 1], source)
-        source = source - kept * pixels[i : i + 1]  # sampling is linear: one serves the face and what it would lose
+        before = pixels[i : i + 1].to(device)
+        kept = _untouched(before, source)
+        source = source - kept * before  # sampling is linear: one serves the face and what it would lose
     side = source.shape[-1]
     if plan.antialias:
         side = min(side, max(1, round(plan.crop_size / region.density)))
@@ -147,7 +156,8 @@ def _layer(
         source = F.interpolate(source, (side, side), mode="bicubic", antialias=True)
     mask = masks.soft_square(region, plan.crop_size, plan.upscale, side, source.device)[None, None]
     if parsed is not None:
-        mask = torch.minimum(mask, F.interpolate(parsed[i : i + 1], (side, side), mode="bilinear", antialias=True))
+        shown = parsed[i : i + 1].to(device)
+        mask = torch.minimum(mask, F.interpolate(shown, (side, side), mode="bilinear", antialias=True))
     return _Layer(torch.cat([source, mask], 1)[0], kept)
 
 

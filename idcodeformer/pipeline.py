@@ -1,7 +1,6 @@
 """Pictures -> restored pictures: detect, select, align, restore, paste, score, over batches of any sizes."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Iterator, Sequence
 
 import torch
@@ -12,13 +11,13 @@ from .errors import BadImage, BadOption
 from .gray import match_gray
 from .identity import IdentityRecogniser, cosine, mean_identity
 from .paste import paste
+from .report import Scores, report_lines
 from .selection import Selection, select
 from .types import (
     Crops,
     DetectOptions,
     Detector,
     Embeddings,
-    FaceReport,
     Faces,
     Progress,
     Restoration,
@@ -30,6 +29,7 @@ from .types import (
 from .validation import check_images
 
 _ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
+_FACES_HELD = 64  # crops that stay on the restorer's device between the steps; more wait where the pictures are
 
 
 class FacePipeline:
@@ -82,10 +82,11 @@ class FacePipeline:
         crops = self._align(batch, [c.faces for c in chosen], options)
         after = crops.with_pixels(self._restore(crops, options, progress))
         scores = self._score(crops, after.pixels, person)
-        report = self._report(found, chosen, scores, options)
+        report = report_lines(found, chosen, scores, options)
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
-        pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress)
+        device = self._device(batch)
+        pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device)
         return Restoration(pasted, shares, found, crops, after, report)
 
     def _find(
@@ -139,18 +140,24 @@ class FacePipeline:
             scores = scores[len(here) :]
         return out
 
+    def _device(self, images: list[Tensor]) -> torch.device:
+        """Where crops are made and pasted: the restorer's device, where it says which."""
+        return getattr(self.restorer, "device", images[0].device if images else torch.device("cpu"))
+
     def _align(self, images: list[Tensor], faces: list[Faces], options: RestoreOptions) -> Crops:
-        """All crops on the restorer's device; the pictures visit it a few at a time."""
-        device = getattr(self.restorer, "device", images[0].device if images else torch.device("cpu"))
+        """All crops, made on the restorer's device; the pictures visit it a few at a time."""
+        device = self._device(images)
+        held = device if sum(map(len, faces)) <= _FACES_HELD else images[0].device
         sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
         parts: list[Crops] = []
         for start, stop in _chunks(images):
             if any(faces[start:stop]):
                 here = [image.to(device) for image in images[start:stop]]
                 part = align(here, faces[start:stop], self.restorer.size, options.border)
-                parts.append(Crops(part.pixels, part.matrices.cpu(), part.image_index.cpu() + start, sizes))
-        if not parts:
-            return empty_crops(self.restorer.size, sizes, device)
+                pixels = part.pixels.clamp_(0, 1).to(held)
+                parts.append(Crops(pixels, part.matrices.cpu(), part.image_index.cpu() + start, sizes))
+        if len(parts) < 2:
+            return parts[0] if parts else empty_crops(self.restorer.size, sizes, device)
         joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "matrices", "image_index"))
         return Crops(*joined, sizes)
 
@@ -185,63 +192,15 @@ class FacePipeline:
                 raise BadImage(f"Reference photo {number} shows no face; give a photo of the person that does.")
         return mean_identity(self._recognise().embed_faces(photos, largest))
 
-    def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> _Scores:
+    def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> Scores:
         """Similarities of every crop, each a list of N floats or None."""
         if self.recogniser is None or len(crops) == 0:
-            return _Scores()
+            return Scores()
         before, after = self.recogniser(crops.pixels), self.recogniser(restored)
         to_input = (before.vectors * after.vectors).sum(1).clamp(-1, 1).tolist()
         if person is None:
-            return _Scores(to_input)
-        return _Scores(to_input, cosine(before, person)[:, 0].tolist(), cosine(after, person)[:, 0].tolist())
-
-    def _report(
-        self, found: tuple[Faces, ...], chosen: list[Selection], scores: _Scores, options: RestoreOptions
-    ) -> tuple[FaceReport, ...]:
-        """One line for every face found, by image and by its position among the faces found."""
-        lines: list[FaceReport] = []
-        reached = scores.reach(options.min_identity)
-        crop = 0
-        for image, (here, selection) in enumerate(zip(found, chosen)):
-            places = {face: crop + i for i, face in enumerate(selection.indices)}
-            reasons = dict(selection.dropped)
-            crop += len(places)
-            for number, face in enumerate(here):
-                box = tuple(float(v) for v in face.box.tolist())
-                kept = None
-                if number in places:
-                    place = places[number]
-                    outcome = _outcome(scores.of(place), options)
-                    if outcome[0] == "restored":
-                        kept = sum(reached[:place]) if reached else place
-                else:
-                    outcome = ("skipped", reasons[number])
-                lines.append(FaceReport(image, number, box, float(face.score), *outcome, crop=kept))
-        return tuple(lines)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Cosine similarities of every crop, None where not measured."""
-
-    to_input: list[float] | None = None
-    before: list[float] | None = None
-    after: list[float] | None = None
-
-    def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
-        to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
-        return to_input, before, after
-
-    def reach(self, least: float) -> list[bool]:
-        """For every crop that was scored, whether it is similar enough to the input."""
-        return [least <= 0 or score >= least for score in self.to_input or ()]
-
-
-def _outcome(scores: tuple[float | None, float | None, float | None], options: RestoreOptions) -> tuple:
-    """Status, reason, w and scores of a face that went through the network."""
-    if options.min_identity > 0 and scores[0] is not None and scores[0] < options.min_identity:
-        return ("skipped", f"identity {scores[0]:.2f} is below {options.min_identity:g}", options.w, *scores)
-    return ("restored", "", options.w, *scores)
+            return Scores(to_input)
+        return Scores(to_input, cosine(before, person)[:, 0].tolist(), cosine(after, person)[:, 0].tolist())
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:
