@@ -49,7 +49,11 @@ def named(args: argparse.Namespace) -> list[str]:
 def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]:
     """The core's options, checked. Raises BadOption with the range."""
     from .parse import REFERENCE_CLASSES_WITHOUT_HAIR
+    from .upscale import check_tile
 
+    if args.batch_size < 0:
+        raise BadOption(f"--batch-size is {args.batch_size}; give a number of faces, or 0 for what fits the memory.")
+    check_tile(args.bg_tile)
     if args.no_hair and args.parser == "none":
         raise BadOption("--no-hair needs a face parser; leave --parser none out.")
     options = RestoreOptions(

@@ -47,12 +47,17 @@ class TiledUpscaler:
         return out
 
 
+def check_tile(tile: int) -> None:
+    """Raises BadOption for a tile that is too small to be worth its overlap."""
+    if tile != 0 and tile < _SMALLEST_TILE:
+        raise BadOption(f"The tile is {tile} px; it must be at least {_SMALLEST_TILE}, or 0 for none.")
+
+
 def load_upscaler(name_or_path: str | Path, device: torch.device | str | None = None, tile: int = 400) -> Upscaler:
     """The upscaler of a weight file. Raises BadOption without spandrel, MissingWeights, UnsupportedWeights."""
     from .weights.store import find
 
-    if tile < 0 or 0 < tile < _SMALLEST_TILE:
-        raise BadOption(f"The tile is {tile} px; it must be at least {_SMALLEST_TILE}, or 0 for none.")
+    check_tile(tile)
     target = resolve_device(device)
     name = {"realesrgan": "realesrgan_x2plus"}.get(str(name_or_path), name_or_path)
     path = find(name, "upscaler")
