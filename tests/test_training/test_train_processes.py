@@ -1,8 +1,8 @@
 """Two processes on the CPU (gloo) with half the batch each follow the curve of one process with the whole batch.
 
-Every draw belongs to a sample, the code usage and the adaptive GAN weight are those of the whole batch, and DDP averages
-the gradients; so the two differ by the order of floating-point sums alone. Tolerances: 0.1 % for each figure of each step
-(six digits agree as a rule), and for the averaged weights 2 % of the distance that training moved them, since Adam turns
+Every draw belongs to a sample, the code usage and the adaptive GAN weight are those of the whole batch, DDP averages
+gradients: the two differ by the order of floating-point sums alone. Tolerances: 0.1 % for each figure of each step
+(six digits agree as a rule), and for the averaged weights 2 % of the way that training moved them, since Adam turns
 a gradient near 0 into a full step of either sign.
 """
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_two_processes_follow_the_curve_of_one(runs, train, arguments, base, fac
 
 
 def test_two_nodes_follow_the_curve_of_one(runs, train, arguments, base, faces, tmp_path):
-    """The identity arm with drawn w, jitter and GAN, one process on each of two nodes; an unreadable image on the way."""
+    """The identity arm with drawn w, jitter and GAN, one process on each of two nodes; an image is unreadable."""
     runs["stage2"]
     (tmp_path / "faces").mkdir()
     for i, path in enumerate(sorted(faces.rglob("*.png"))):
