@@ -68,7 +68,7 @@ def _plan(inverse: Tensor, size: int, image_size: Sequence[int], border: Border,
     blur = max(0.0, (1 / rest**2 - 1) / 6 - (1 - 1 / factor**2) / 12) if antialias else 0.0
     corner = torch.tensor([[-1.0, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]], dtype=torch.float64)
     points = corner @ inverse.t()
-    margin = factor * (2 + _passes(blur))
+    margin = factor * (3 + _passes(blur))
     height, width = image_size
     x0, x1 = _span(float(points[:, 0].min()) - margin, float(points[:, 0].max()) + margin, width, factor, border)
     y0, y1 = _span(float(points[:, 1].min()) - margin, float(points[:, 1].max()) + margin, height, factor, border)
@@ -91,20 +91,26 @@ def _span(low: float, high: float, length: int, factor: int, border: Border) -> 
 def _sample(image: Tensor, plan: _Plan, size: int, outside: Tensor | None) -> Tensor:
     """[C,size,size] of one image [C,H,W]. ``outside`` [C,1,1] is what lies around it; None = its mirror image."""
     x0, y0, x1, y1 = plan.region
+    inside = x0 > 0 and y0 > 0 and x1 < image.shape[2] and y1 < image.shape[1]
     region = image[:, y0:y1, x0:x1].float()
-    if outside is not None:
+    if not inside and outside is not None:
         region = region - outside  # now what lies outside is zero, whichever filter reaches there
-    mode, rim = ("replicate", 0) if outside is None else ("constant", _passes(plan.blur))
+    mode = "replicate" if outside is None else "constant"
     if plan.factor > 1:
         region = _average(region, plan.factor, mode)
-    if rim:  # what lies outside is smoothed into as well; a mirror image is so by itself
-        region = F.pad(region, (rim,) * 4)
-    for _ in range(_passes(plan.blur)):
-        region = _smooth(region, plan.blur / _passes(plan.blur), mode)
-    grid = _grid(plan, rim, size, region.shape[-2:], image.device)
+    passes = _passes(plan.blur)
+    side = plan.blur / max(1, passes) / 2
+    # A filter takes one pixel off every side. A mirror image gives it back; what lies outside is smoothed into besides.
+    margin = 0 if inside else (1 if outside is None else 2)
+    for _ in range(passes):
+        region = _smooth(F.pad(region[None], (margin,) * 4, mode=mode)[0] if margin else region, side)
+    grid = _grid(plan, passes * (margin - 1), size, region.shape[-2:], image.device)
     padding = "reflection" if outside is None else "zeros"
     crop = F.grid_sample(region[None], grid[None], "bilinear", padding, align_corners=False)[0]
-    return crop if outside is None else crop + outside
+    gain = side ** (2 * passes)  # that _smooth leaves out
+    if inside or outside is None:
+        return crop * gain if passes else crop
+    return torch.add(outside, crop, alpha=gain)
 
 
 def _average(region: Tensor, factor: int, mode: str) -> Tensor:
@@ -119,23 +125,21 @@ def _passes(variance: float) -> int:
     return math.ceil(variance / 0.5)
 
 
-def _smooth(region: Tensor, variance: float, mode: str) -> Tensor:
-    """Convolve both axes with the kernel of three that has this variance, at most 0.5 px^2."""
-    side = variance / 2
-    padded = F.pad(region[None], (1, 1, 1, 1), mode=mode)[0]
-    rows = torch.add(padded[:, :-2], padded[:, 2:]).mul(side).add(padded[:, 1:-1], alpha=1 - 2 * side)
-    return torch.add(rows[:, :, :-2], rows[:, :, 2:]).mul(side).add(rows[:, :, 1:-1], alpha=1 - 2 * side)
+def _smooth(region: Tensor, side: float) -> Tensor:
+    """Convolve both axes with (1, 1 / side - 2, 1): side ** -2 times the kernel of three of variance 2 * side."""
+    middle = 1 / side - 2
+    rows = torch.add(region[:, :-2], region[:, 2:]).add_(region[:, 1:-1], alpha=middle)
+    return torch.add(rows[:, :, :-2], rows[:, :, 2:]).add_(rows[:, :, 1:-1], alpha=middle)
 
 
 def _grid(plan: _Plan, rim: int, size: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Where to sample the averaged region of ``shape`` = (height, width), ``rim`` px of it added on every side:
+    """Where to sample the averaged region of ``shape`` = (height, width), ``rim`` px of it added to every side:
     [size,size,2], as F.grid_sample wants it."""
     length = torch.tensor([shape[1], shape[0]], dtype=torch.float64)
     corner = torch.tensor(plan.region[:2], dtype=torch.float64) + 0.5 * (plan.factor - 1) - rim * plan.factor
     linear = plan.inverse[:, :2] * (2 / plan.factor) / length[:, None]
     shift = (2 * (plan.inverse[:, 2] - corner) / plan.factor + 1) / length - 1
-    (xx, xy), (yx, yy) = linear.tolist()
     axis = torch.arange(size, dtype=torch.float32, device=device)
-    x = axis * xx + (axis * xy + float(shift[0]))[:, None]
-    y = axis * yx + (axis * yy + float(shift[1]))[:, None]
-    return torch.stack([x, y], -1)
+    along_x, along_y = (torch.stack([axis * v for v in column], -1) for column in linear.t().tolist())
+    origin = torch.stack([torch.full_like(along_y[:, 0], v) for v in shift.tolist()], -1)
+    return along_x[None] + (along_y + origin)[:, None]
