@@ -100,8 +100,9 @@ def install(venv, files):
         keep = venv / "keep.txt"
         keep.write_text(f"torch=={version}\n", encoding="utf-8")
         command += ["-c", str(keep)]
-    print("Installing what {} name (torch alone is some GB; a few minutes) ...".format(
-        " and ".join(str(f.relative_to(ROOT)) for f in files)), flush=True)
+    cost = f"torch {version} is kept" if status == 0 else "torch alone is some GB; a few minutes"
+    names = " and ".join(str(file.relative_to(ROOT)) for file in files)
+    print(f"Installing what {names} name ({cost}) ...", flush=True)
     if subprocess.call(command) != 0:
         raise SetupError(
             "pip could not install the requirements (its own words are above); repeat the command once that is mended."
