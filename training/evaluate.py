@@ -243,7 +243,7 @@ def _device(name: str) -> Any:
 
 def _common_size(models: list, config_size: int, path: Path) -> int:
     """The side in px at which everything is measured: that of all models and of the degradations."""
-    sizes = {m.name: m.net.config.img_size for m in models}
+    sizes = {m.name: m.size for m in models}
     if len(sizes) < len(models):
         raise ConfigError("Two models have the same name; write NAME=FILE to tell them apart.")
     if len(set(sizes.values())) > 1:

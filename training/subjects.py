@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from idcodeformer.models.codeformer import CodeFormer
 from idcodeformer.models.vqgan import VQAutoEncoder
+from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.types import RestoreOptions
 from idcodeformer.weights.store import find, sha256_of
 
 from .config import ConfigError
@@ -73,22 +75,21 @@ class TruthSubject(_Fixed):
 
 
 class ModelSubject:
-    """A CodeFormer at several w; the encoder runs once for all of them."""
+    """A CodeFormer at several w, restored by the pack's own code in fp32; the encoder runs once for all w."""
 
     blind = False
 
-    def __init__(self, name: str, digest: str, net: CodeFormer, ws: Sequence[float], adain: bool):
-        self.name, self.digest, self.net, self.ws, self.adain = name, digest, net, tuple(ws), adain
+    def __init__(self, name: str, digest: str, restorer: CodeFormerRestorer, ws: Sequence[float], adain: bool):
+        self.name, self.digest, self.restorer, self.ws, self.adain = name, digest, restorer, tuple(ws), adain
+        self.size = restorer.size
         self.rows = [Row("model", name, w) for w in self.ws]
         self.key = f"codeformer {digest} w={self.ws} adain={adain}"
 
     def at(self, w: float) -> "ModelSubject":
-        return ModelSubject(self.name, self.digest, self.net, (w,), self.adain)
+        return ModelSubject(self.name, self.digest, self.restorer, (w,), self.adain)
 
-    @torch.no_grad()
     def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
-        state = self.net.encode(degraded * 2 - 1)
-        return [(self.net.decode(state, w, self.adain).clamp(-1, 1) + 1) / 2 for w in self.ws]
+        return list(self.restorer.sweep(degraded, self.ws, RestoreOptions(adain=self.adain)))
 
 
 class CeilingSubject(_Fixed):
@@ -153,7 +154,7 @@ def load_model(text: str, ws: Sequence[float], adain: bool, device: torch.device
     if any(ws) and not net.config.connect_list:
         raise ConfigError(f"{path} has no fusion blocks (connect_list is empty); only --w 0 can be measured.")
     known = identity_files(path, net)
-    return ModelSubject(name, sha256_of(path), net.to(device), ws, adain), known
+    return ModelSubject(name, sha256_of(path), CodeFormerRestorer(net, device, "fp32"), ws, adain), known
 
 
 def load_ceiling(text: str, size: int, device: torch.device) -> CeilingSubject:
