@@ -47,14 +47,21 @@ def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto") -> Ten
     """
     if mode == "off" or len(restored) == 0:
         return restored
-    pairs = zip(restored.split(_AT_ONCE), pixels.split(_AT_ONCE))
-    return torch.cat([_match(after, before, mode) for after, before in pairs])
+    out = restored
+    for start in range(0, len(restored), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        matched = _match(restored[some], pixels[some], mode)
+        if matched is not None:
+            out = restored.clone() if out is restored else out  # nothing is copied where no face is gray
+            out[some] = matched
+    return out
 
 
-def _match(restored: Tensor, pixels: Tensor, mode: GrayMode) -> Tensor:
+def _match(restored: Tensor, pixels: Tensor, mode: GrayMode) -> Tensor | None:
+    """None where no face is monochrome, as far as that can be known without waiting for the device."""
     gray = is_monochrome(pixels) if mode == "auto" else None
-    if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):  # elsewhere asking would cost a wait
-        return restored
+    if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):
+        return None
     luma = luminance(restored)[:, None]
     l_var, l_mean = torch.var_mean(luma, dim=(2, 3), keepdim=True)
     c_var, c_mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
