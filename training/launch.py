@@ -18,9 +18,9 @@ def make_fabric(config: TrainConfig) -> Fabric:
     With ``nodes`` > 1 the same command runs once on every node. Fabric reads the rest from the environment: torchrun's
     variables, SLURM's, or MASTER_ADDR, MASTER_PORT and NODE_RANK.
     """
-    # code-only steps and the k-means start leave parameters out of some steps
-    many = config.devices * config.nodes > 1
-    strategy: Any = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if many else "auto"
+    many, sparse = config.devices * config.nodes > 1, config.fidelity.code_only_every > 0
+    # only steps without image losses leave parameters out; elsewhere the search for them would be in vain
+    strategy: Any = DDPStrategy(find_unused_parameters=sparse, broadcast_buffers=False) if many else "auto"
     try:
         return Fabric(
             accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, strategy=strategy,

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_train_stages import figures
 from torch import nn
 
+from training.checkpoint import read_checkpoint
 from training.config import OptimConfig, load_config
 from training.data import collate
 from training.draws import uniform
@@ -80,3 +82,17 @@ def test_discriminator_learns_only_from_its_own_loss(base, faces, arguments, tmp
     falls = [float(trainer.step(batch, s)["d"]) for s in range(2, 12)]
     assert falls[-1] < falls[0]
     trainer.log.close()
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage3_id", "distil"])
+def test_mixed_precision_follows_fp32_and_keeps_fp32_weights(runs, train, arguments, base, faces, tmp_path, name):
+    runs["stage2"]
+    curves = []
+    for precision in ("32-true", "bf16-mixed"):
+        out = tmp_path / precision
+        words = [*arguments[name], "loss.gan=0", "codebook.kmeans_steps=0", "steps=3", "log_every=1", "val_every=0"]
+        assert train(out, *words, f"precision={precision}") == 0
+        curves.append(figures(out)["total"])
+        assert all(v.dtype == torch.float32 for v in read_checkpoint(out / "last.ckpt")["model"].values() if v.ndim)
+    assert list(curves[1].values()) == pytest.approx(list(curves[0].values()), rel=0.03)
+    assert curves[0] != curves[1]
