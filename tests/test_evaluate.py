@@ -25,7 +25,7 @@ from training.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, 
 from training.judges import RecogniserJudge
 from training.perceptual import STLPIPS
 from training.sources import read_image
-from training.subjects import CeilingSubject, ModelSubject
+from training.subjects import CeilingSubject, ModelSubject, split_name
 
 SIZE = 64
 NET = CodeFormerConfig(
@@ -328,3 +328,10 @@ def test_the_whole_inception_is_read(tmp_path: Path) -> None:
     torch.save({k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "i.pth")
     extractor = load_extractor(tmp_path / "i.pth")
     assert extractor.label == "FID" and extractor(torch.rand(1, 3, 64, 64)).shape == (1, 2048)
+
+
+def test_names_on_the_command_line() -> None:
+    assert split_name("arm=runs/a/best.ckpt") == ("arm", "runs/a/best.ckpt")
+    assert split_name("runs/mini-stage3/best.ckpt") == ("mini-stage3", "runs/mini-stage3/best.ckpt")
+    assert split_name("weights/codeformer.pth") == ("codeformer", "weights/codeformer.pth")
+    assert split_name("mini_recogniser") == ("mini_recogniser", "mini_recogniser")

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -87,7 +88,9 @@ def align_folder(
     names = _crop_names(pictures)
     if todo:
         detector = load_detector(options.detector, device)
-        bar = tqdm(total=len(pictures), initial=len(pictures) - len(todo), unit="picture", dynamic_ncols=True)
+        pause = 1.0 if sys.stderr.isatty() else 30.0  # s; a file would fill with bars
+        known = len(pictures) - len(todo)
+        bar = tqdm(total=len(pictures), initial=known, unit="picture", dynamic_ncols=True, mininterval=pause)
         with open(out / JOURNAL, "a", encoding="utf-8") as journal:
             for first in range(0, len(todo), batch):
                 part = todo[first : first + batch]

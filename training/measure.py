@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ def measure(
     todo = [s for s in subjects if known[s.key] is None]
     parts: dict[str, list[list[Figures]]] = {s.key: [[] for _ in s.rows] for s in todo}
     if todo:
-        bar = tqdm(total=len(faces), unit="image", desc=label or "measuring", dynamic_ncols=True)
+        pause = 1.0 if sys.stderr.isatty() else 30.0  # s; a file would fill with bars
+        bar = tqdm(total=len(faces), unit="image", desc=label or "measuring", dynamic_ncols=True, mininterval=pause)
         for rows, truth, degraded in faces.batches(degradation, seed, batch):
             truth, degraded = truth.to(device), degraded.to(device)
             images = [s.make(truth, degraded) for s in todo]

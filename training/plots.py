@@ -52,7 +52,8 @@ def distribution(sims: dict[str, dict[str, np.ndarray]], recognisers: dict[str, 
     figure, axes = plt.subplots(1, len(sims), figsize=(5.2 * len(sims), 4.6), squeeze=False)
     for axis, (judge, rows) in zip(axes[0], sims.items(), strict=True):
         low = min(float(v.min()) for v in rows.values())
-        bins = np.linspace(min(low, 0.0), 1.0, 41)
+        count = len(next(iter(rows.values())))
+        bins = np.linspace(min(low, 0.0), 1.0, round(min(40, max(10, 2 * count**0.5))) + 1)
         for colour, (label, values) in zip(_cycle(len(rows)), rows.items(), strict=True):
             share = np.full(len(values), 1 / len(values))
             mean = f"{label}: {values.mean():.3f}"

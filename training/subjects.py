@@ -111,11 +111,15 @@ class CeilingSubject(_Fixed):
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """``NAME=PATH`` or ``PATH`` or a name the store knows -> (name to print, path or store name)."""
+    """``NAME=PATH`` or ``PATH`` or a name the store knows -> (name to print, path or store name).
+
+    A checkpoint without a name takes that of its run folder: every run has a best.ckpt.
+    """
     name, equals, path = text.partition("=")
     if equals and name and "/" not in name:
         return name, path
-    return Path(text).stem, text
+    file = Path(text)
+    return (file.parent.name or file.stem) if file.suffix == ".ckpt" else file.stem, text
 
 
 def load_network(path: Path, kind: str | None) -> nn.Module:
