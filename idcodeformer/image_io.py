@@ -205,7 +205,7 @@ def _colour16(data: bytes, path: Path) -> tuple[Tensor, Tensor | None, dict[str,
 def _to_tensor(image: Image) -> Tensor:
     import numpy as np
 
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div_(255)
 
 
 def _upright(part: Tensor | None, orientation: int) -> Tensor | None:

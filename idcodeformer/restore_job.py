@@ -110,7 +110,8 @@ class RestoreJob:
             upscaler=self.upscaler,
             progress=progress,
         )
-        restored = replace(picture, frames=torch.stack(result.images), alpha=_resized(picture.alpha, result.images[0]))
+        frames = result.images[0][None] if len(result.images) == 1 else torch.stack(result.images)
+        restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
         outcome.faces = [face.to_dict() for face in result.report]
         if self.args.save_crops:
             self._save_crops(target, result, len(picture.frames) > 1)
