@@ -147,3 +147,21 @@ def test_refused_starts_name_the_key(runs, train, tmp_path, capsys, words, key):
     assert train(tmp_path / "run", *[w.format(**names) for w in words]) == 2
     error = capsys.readouterr().err
     assert key in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_published_timetable_has_image_losses_in_some_steps_only(runs, train, arguments, tmp_path):
+    runs["stage2"]
+    words = ["fidelity.code_only_every=3", "fidelity.code_only_from=2", "loss.gan_start=0", "steps=7", "log_every=1"]
+    assert train(tmp_path, *arguments["control"], *words) == 0
+    table = figures(tmp_path)
+    assert list(table["code"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(table["l1"]) == list(table["d"]) == [1, 2, 4, 7]  # steps 0, 1, 3, 6
+
+
+def test_generator_trains_only_where_asked(runs, arguments, base, faces):
+    runs["stage2"]
+    for asked in (False, True):
+        words = [f"data.roots=[{faces}]", *arguments["control"], f"fidelity.train_generator={asked}"]
+        stage = build_stage(load_config(base, words))
+        assert all(p.requires_grad == asked for p in stage.net.generator.parameters())
+        assert not any(p.requires_grad for p in stage.net.quantize.parameters())
