@@ -23,7 +23,7 @@ from .types import Crops, Progress, RestoreOptions, Upscaler
 _TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
 _UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
 _PARSE_SIDE = 128  # px; the parse mask is blurred by 15.6 px of 512, so a quarter of the side loses nothing
-_PARSED = 32  # crops parsed at once
+_PARSED = 8  # crops parsed at once
 _NEAR = 0.2  # of the crop's side: how far from a face's centre it gives way to a neighbour's crop
 
 
