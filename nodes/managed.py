@@ -83,6 +83,7 @@ class IDCodeFormerModel:
         self._recogniser = None if recogniser_name == NO_RECOGNISER else ManagedRecogniser(recogniser_name)
         self._parser: Managed | None = None
         self._detector: ManagedDetector | None = None
+        self._last = host.MemoryReturn()  # attributes go in the order they came, so the weights are free before this
 
     def restorer(self, faces: int) -> CodeFormerRestorer:
         """The restorer, its network in place, with memory freed for ``faces`` at once."""

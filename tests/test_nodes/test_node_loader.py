@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import pytest
 import torch
@@ -112,6 +113,18 @@ def test_networks_are_loaded_wholly_and_belong_to_the_output(pack, model):
     (patcher,) = pack.mm.state.loaded
     assert patcher.model.network is restorer.network
     assert all(p.device.type == "cpu" for p in restorer.network.parameters())
+
+
+def test_memory_is_returned_after_the_weights_are_gone(pack, run, monkeypatch):
+    """The order in which the output's parts go decides whether the allocator has anything to return."""
+    alive = []
+    monkeypatch.setattr(pack.sub("host"), "_return_memory", lambda: alive.append(weights() is not None))
+    model = run("Loader", model_name=TINY, recogniser=TINY_RECOGNISER)[0]
+    model.restorer(1), model.recogniser()
+    weights = weakref.ref(model._restorer.network)
+    pack.mm.state.loaded.clear()
+    del model
+    assert alive == [False]
 
 
 def test_weights_left_on_another_device_are_fetched(pack, model):
