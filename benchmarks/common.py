@@ -12,6 +12,7 @@ from typing import Callable, Mapping, Sequence
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+STATISTICS = {"median": statistics.median, "best": min}
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu = processor time, for a machine that is busy otherwise"
     )
+    parser.add_argument("--statistic", choices=STATISTICS, default="median", help="of the rounds")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     return parser
 
@@ -46,15 +48,17 @@ def seconds_of(run: Callable[[], object], clock: str = "wall") -> Callable[[], f
     return timed
 
 
-def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of the seconds that every variant returns. They run in turn: a machine that slows down slows all."""
+def interleaved(
+    variants: Mapping[str, Callable[[], float]], rounds: int, statistic: str = "median"
+) -> dict[str, float]:
+    """The seconds that every variant returns, of all rounds. They run in turn: a machine that slows down slows all."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():
             seconds = run()
             if turn:  # the first turn fills caches and lazily made state
                 times[name].append(seconds)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return {name: STATISTICS[statistic](each) for name, each in times.items()}
 
 
 def machine() -> dict[str, object]:

@@ -5,6 +5,7 @@ sides (RetinaFace runs for real in both; the restoring network and ParseNet are 
 """
 from __future__ import annotations
 
+import argparse
 from typing import Callable
 
 import numpy as np
@@ -114,15 +115,15 @@ def without_network(run: Callable[[], object], network: Clocked, clock: Callable
     return measured
 
 
-def compare(ours: Ours, theirs: Reference, upscale: int, rounds: int, clock: str) -> list[dict[str, object]]:
+def compare(ours: Ours, theirs: Reference, upscale: int, options: argparse.Namespace) -> list[dict[str, object]]:
     """One row per stage: seconds of both outside of the networks."""
-    now, rows = CLOCKS[clock], []
+    now, rows = CLOCKS[options.clock], []
     for stage in ours.stages(upscale):
         pair = {
             "reference": without_network(theirs.stages(upscale)[stage], theirs.network, now),
             "ours": without_network(ours.stages(upscale)[stage], ours.network, now),
         }
-        seconds = interleaved(pair, rounds)
+        seconds = interleaved(pair, options.rounds, options.statistic)
         ratio = seconds["reference"] / seconds["ours"]
         rows.append({"upscale": upscale, "stage": stage, **seconds, "ratio": ratio})
     return rows
@@ -138,7 +139,7 @@ def main() -> None:
     print(f"1920 x 1080, faces found: {counts[0]} by the package, {counts[1]} by the reference procedure")
     results: dict[str, object] = {"faces": counts}
     for upscale in (1, 2):
-        rows = compare(ours, theirs, upscale, options.rounds, options.clock)
+        rows = compare(ours, theirs, upscale, options)
         results[f"x{upscale}"] = rows
         lines = [[r["stage"], r["reference"] * 1e3, r["ours"] * 1e3, r["ratio"]] for r in rows]
         table(f"Output x{upscale}, ms outside of the networks", ["stage", "reference", "ours", "ratio"], lines)

@@ -103,7 +103,11 @@ def square_mask(canvas: tuple[int, int], inverse: np.ndarray, upscale: int) -> t
 
 
 def paste(
-    image: np.ndarray, faces: list[np.ndarray], matrices: list[np.ndarray], labels: list[np.ndarray] | None, upscale: int
+    image: np.ndarray,
+    faces: list[np.ndarray],
+    matrices: list[np.ndarray],
+    labels: list[np.ndarray] | None,
+    upscale: int,
 ) -> np.ndarray:
     """Every face warped to the size of the output, masked and blended over all of it, in turn."""
     height, width = image.shape[:2]

@@ -16,15 +16,29 @@ from idcodeformer.types import Face
 ASSETS = Path(idcodeformer.__file__).parent / "assets"
 # A network of 512 px and hardly any width: where a benchmark is about all but the networks.
 NARROW = CodeFormerConfig(
-    nf=4, ch_mult=(1, 1, 1, 1, 1, 1), res_blocks=1, codebook_size=8, emb_dim=4, dim_embd=8, dim_mlp=8, n_head=1, n_layers=1
+    nf=4,
+    ch_mult=(1, 1, 1, 1, 1, 1),
+    res_blocks=1,
+    codebook_size=8,
+    emb_dim=4,
+    dim_embd=8,
+    dim_mlp=8,
+    n_head=1,
+    n_layers=1,
 )
 
 
 def crowd(height: int = 1080, width: int = 1920) -> Tensor:
-    """[3,height,width]: the group photograph (four people) twice, one above the other: eight faces."""
-    group = read(ASSETS / "group.jpg").frames
-    row = F.interpolate(group, (height // 2, width), mode="bilinear", antialias=True)[0]
-    return torch.cat([row, row], dim=1)[:, :height].contiguous()
+    """[3,height,width]: the four people of the group photograph, twice, apart from each other: eight faces."""
+    people = read(ASSETS / "group.jpg").frames.chunk(4, dim=3)
+    tall, wide = height // 2, width // 4
+    size = round(0.7 * tall), round(0.7 * wide)
+    out = torch.full((3, height, width), 0.6)
+    for i in range(8):
+        photo = F.interpolate(people[i % 4], size, mode="bilinear", antialias=True)[0]
+        y, x = i // 4 * tall + (tall - size[0]) // 2, i % 4 * wide + (wide - size[1]) // 2
+        out[:, y : y + size[0], x : x + size[1]] = photo
+    return out
 
 
 def portrait(height: int, width: int, side: int) -> Tensor:

@@ -118,7 +118,7 @@ class RetinaFaceDetector:
         """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""
         weight = next(self.network.parameters())
         mean = torch.tensor(MEAN_BGR, device=pixels.device)[:, None, None]
-        inputs = (pixels.float().flip(1) * 255 - mean).to(weight.dtype, memory_format=torch.channels_last)
+        inputs = pixels.float().flip(1).mul_(255).sub_(mean).to(weight.dtype, memory_format=torch.channels_last)
         outputs = self._forward(inputs)
         if outputs is None:
             if len(pixels) == 1:

@@ -20,7 +20,7 @@ _LEAST_SCALE = 0.7  # below this pixels are averaged first; sampling coarser ave
 class _Plan:
     """How one crop is read: which pixels, averaged over ``factor`` x ``factor``, then smoothed."""
 
-    inverse: Tensor  # [2,3] float64 CPU, crop -> image
+    inverse: tuple[tuple[float, float, float], ...]  # 2x3, crop -> image
     factor: int
     blur: float  # variance in averaged pixels squared by which they are smoothed
     region: tuple[int, int, int, int]  # x0, y0, x1, y1 of the pixels needed
@@ -48,7 +48,7 @@ def warp(
     channels, device = first.shape[0], first.device
     if not indices:
         return torch.empty(0, channels, size, size, device=device)
-    inverses = invert(matrices.detach().double().cpu())
+    inverses = invert(matrices.detach().double().cpu()).tolist()
     constant = torch.as_tensor(fill, dtype=torch.float32, device=device).expand(channels)[:, None, None]
     outside = constant if border == "constant" else None
     crops = []
@@ -58,21 +58,28 @@ def warp(
     return torch.stack(crops)
 
 
-def _plan(inverse: Tensor, size: int, image_size: Sequence[int], border: Border, antialias: bool) -> _Plan:
-    """Work out ``_Plan`` on the host: a few numbers per face."""
-    scale = 1 / math.sqrt(max(abs(float(torch.linalg.det(inverse[:, :2]))), 1e-12))
+def _plan(
+    inverse: Sequence[Sequence[float]], size: int, image_size: Sequence[int], border: Border, antialias: bool
+) -> _Plan:
+    """Work out ``_Plan`` on the host, in plain numbers."""
+    (xx, xy, _), (yx, yy, _) = inverse
+    scale = 1 / math.sqrt(max(abs(xx * yy - xy * yx), 1e-12))
     factor = max(1, int(_LEAST_SCALE / scale)) if antialias else 1
     factor = min(factor, max(image_size))
     rest = min(1.0, scale * factor)
     # Variances in averaged pixels: triangle of 1/rest minus triangle of 1 minus the box that averaging was.
     blur = max(0.0, (1 / rest**2 - 1) / 6 - (1 - 1 / factor**2) / 12) if antialias else 0.0
-    corner = torch.tensor([[-1.0, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]], dtype=torch.float64)
-    points = corner @ inverse.t()
     margin = factor * (3 + _passes(blur))
     height, width = image_size
-    x0, x1 = _span(float(points[:, 0].min()) - margin, float(points[:, 0].max()) + margin, width, factor, border)
-    y0, y1 = _span(float(points[:, 1].min()) - margin, float(points[:, 1].max()) + margin, height, factor, border)
-    return _Plan(inverse, factor, blur, (x0, y0, x1, y1))
+    corners = [(x, y) for x in (-1, size) for y in (-1, size)]
+    (low_x, high_x), (low_y, high_y) = (_extent([a * x + b * y + c for x, y in corners]) for a, b, c in inverse)
+    x0, x1 = _span(low_x - margin, high_x + margin, width, factor, border)
+    y0, y1 = _span(low_y - margin, high_y + margin, height, factor, border)
+    return _Plan(tuple(tuple(row) for row in inverse), factor, blur, (x0, y0, x1, y1))
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _span(low: float, high: float, length: int, factor: int, border: Border) -> tuple[int, int]:
@@ -135,11 +142,11 @@ def _smooth(region: Tensor, side: float) -> Tensor:
 def _grid(plan: _Plan, rim: int, size: int, shape: Sequence[int], device: torch.device) -> Tensor:
     """Where to sample the averaged region of ``shape`` = (height, width), ``rim`` px of it added to every side:
     [size,size,2], as F.grid_sample wants it."""
-    length = torch.tensor([shape[1], shape[0]], dtype=torch.float64)
-    corner = torch.tensor(plan.region[:2], dtype=torch.float64) + 0.5 * (plan.factor - 1) - rim * plan.factor
-    linear = plan.inverse[:, :2] * (2 / plan.factor) / length[:, None]
-    shift = (2 * (plan.inverse[:, 2] - corner) / plan.factor + 1) / length - 1
     axis = torch.arange(size, dtype=torch.float32, device=device)
-    along_x, along_y = (torch.stack([axis * v for v in column], -1) for column in linear.t().tolist())
-    origin = torch.stack([torch.full_like(along_y[:, 0], v) for v in shift.tolist()], -1)
-    return along_x[None] + (along_y + origin)[:, None]
+    coordinates = []
+    for k, (along_x, along_y, shift) in enumerate(plan.inverse):
+        corner = plan.region[k] + 0.5 * (plan.factor - 1) - rim * plan.factor
+        unit = 2 / (plan.factor * shape[1 - k])  # of the grid, per image px
+        row = axis * (along_x * unit)
+        coordinates.append(row + (axis * (along_y * unit) + ((shift - corner) * unit + 1 / shape[1 - k] - 1))[:, None])
+    return torch.stack(coordinates, -1)
