@@ -2,7 +2,7 @@
 
 The whole picture is looked at with its short side at 640 px, as the reference does, and pictures far larger than that a
 second time in overlapping tiles, for faces too small for the first look. Everything is batched over pictures, and what
-was found comes to the host in one transfer.
+was found comes to the host in one transfer; each round of ``refine`` adds a small one.
 """
 from __future__ import annotations
 
