@@ -204,7 +204,7 @@ def _views(images: list[Tensor], second_look: bool, most: int) -> Iterator[tuple
         step = max(1, most // (size[0] * size[1]))
         for start in range(0, len(views), step):
             part = views[start : start + step]
-            yield torch.cat([_resize(images[view.image], size) for view in part]), part
+            yield _batch([_resize(images[view.image], size) for view in part]), part
     if second_look:
         for number, image in enumerate(images):
             yield from _tiles(number, image, most)
@@ -232,7 +232,12 @@ def _tiles(number: int, image: Tensor, most: int) -> Iterator[tuple[Tensor, list
     for start in range(0, len(views), step):
         part = views[start : start + step]
         cut = [pixels[:, :, v.origin[1] : v.origin[1] + tall, v.origin[0] : v.origin[0] + wide] for v in part]
-        yield torch.cat(cut), part
+        yield _batch(cut), part
+
+
+def _batch(views: list[Tensor]) -> Tensor:
+    """Views [1,3,h,w] as one batch; a single one is not copied."""
+    return views[0] if len(views) == 1 else torch.cat(views)
 
 
 def _cuts(length: int) -> tuple[list[int], int]:
