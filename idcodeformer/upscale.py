@@ -70,7 +70,8 @@ def load_upscaler(name_or_path: str | Path, device: torch.device | str | None = 
     try:
         model = ModelLoader(device=target).load_from_file(path)
     except (UnsupportedModelError, RuntimeError, ValueError, KeyError) as error:
-        raise UnsupportedWeights(f"spandrel cannot read {path} ({error}); give the file of an upscaler.") from error
+        reason = str(error) or type(error).__name__
+        raise UnsupportedWeights(f"spandrel cannot read {path} ({reason}); give the file of an upscaler.") from error
     if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3 or model.output_channels != 3:
         raise UnsupportedWeights(f"{path} is no upscaler of RGB pictures; give one, RealESRGAN_x2plus.pth for example.")
     return TiledUpscaler(model.eval(), model.scale, target, tile)
