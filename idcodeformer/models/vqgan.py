@@ -31,7 +31,9 @@ class VQGANConfig:
         for name in ("ch_mult", "attn_resolutions"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         if self.img_size % self.downscale:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of {self.downscale}; change img_size or ch_mult.")
+            raise ValueError(
+                f"img_size {self.img_size} is not a multiple of {self.downscale}; change img_size or ch_mult."
+            )
 
     @property
     def downscale(self) -> int:
@@ -158,7 +160,7 @@ class Encoder(_BlockList):
 
 
 class Generator(_BlockList):
-    """[N,emb_dim,h,w] -> [N,3,h*f,w*f], about [-1,1]. The tap of a side is the first residual block after its upsampling."""
+    """[N,emb_dim,h,w] -> [N,3,h*f,w*f], about [-1,1]. The tap of a side is its first residual block."""
 
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
@@ -218,8 +220,8 @@ class VectorQuantizer(nn.Module):
 class VQAutoEncoder(nn.Module):
     """Stage I: image -> codes -> image.
 
-    ``net(x)`` with x [N,3,S,S] in [-1,1] returns ``(image, loss, stats)``; loss = codebook + 0.25 * commitment, stats holds
-    ``codebook``, ``commitment`` and ``min_encoding_indices`` [N,h*w].
+    ``net(x)`` with x [N,3,S,S] in [-1,1] returns ``(image, loss, stats)``; loss = codebook + 0.25 * commitment; stats
+    holds ``codebook``, ``commitment`` and ``min_encoding_indices`` [N,h*w].
     """
 
     commitment_weight = 0.25
