@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "web" / "samples"
-FRAMES = 12
+FRAMES = 8
 
 
 def degraded(photo: Image.Image, factor: float, noise: float, quality: int, seed: int = 0) -> Image.Image:
@@ -40,7 +40,7 @@ def clip(photo: Image.Image, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "20"}
         for number in range(FRAMES):
-            reach = 290 - 7 * number
+            reach = 290 - 10 * number
             view = photo.resize((700, 700)).crop((340 - reach, 350 - reach, 340 + reach, 350 + reach))
             frame = degraded(view.resize((256, 256), Image.Resampling.LANCZOS), 3.2, 3, 60, number)
             for packet in stream.encode(av.VideoFrame.from_image(frame)):
