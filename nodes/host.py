@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import uuid
 import weakref
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ class _CancelBetweenOperations(TorchFunctionMode):
 
 @contextmanager
 def work() -> Iterator[None]:
-    """Around the computing part of a node: Cancel acts at once, and no gradients are kept.
+    """Around the computing part of a node: Cancel acts at once, no gradients are kept, and a failure keeps no tensors.
 
     Where not even one face fits, the host's other models are moved away before the error goes on, as the host does for
     its own out-of-memory error, so that a second try has more room.
@@ -123,10 +124,12 @@ def work() -> Iterator[None]:
     try:
         with torch.inference_mode(), _CancelBetweenOperations():
             yield
-    except OutOfMemory:
-        import comfy.model_management as mm
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # the host keeps the error a while, and with it all that was local
+        if isinstance(error, OutOfMemory):
+            import comfy.model_management as mm
 
-        mm.unload_all_models()
+            mm.unload_all_models()
         raise
 
 
