@@ -6,17 +6,16 @@ terminated.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import signal
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from .allocator import keep_pages
 from .cli_models import add_models_parser
 from .errors import BadOption, IDCodeFormerError
 from .types import Border, GrayMode, Order
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 COMMANDS = ("restore", "detect", "score", "demo", "models")
 
 
@@ -192,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if argv is None:
         signal.signal(signal.SIGTERM, _terminate)
-        _keep_pages()
+        keep_pages()
     try:
         return args.handler(args)
     except KeyboardInterrupt:
@@ -210,17 +209,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)  # SystemExit unwinds, so that temporary files are removed
-
-
-def _keep_pages() -> None:
-    """Let glibc keep freed pages: zeroing them anew at every layer costs half of the network's CPU time.
-
-    Only in a process of our own, because the allocator's setting is global.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Peak memory, each case in a process of its own: python -m benchmarks.memory
+
+Cases: 8 and 40 faces in one 1080p picture, and one face in a picture of 7680 x 4320. The whole pipeline runs (detection
+on the large picture, restoring, pasting) with a 512-px network. Peaks are resident set sizes, of the process and above
+what it held before the call.
+"""
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from idcodeformer import FacePipeline, RestoreOptions, load_detector
+from idcodeformer.models.codeformer import CodeFormerConfig
+from idcodeformer.restore import CodeFormerRestorer
+
+from .common import arguments, finish, set_threads, table
+from .scenes import crowd, grid_of_faces, portrait
+from .weights import load
+
+CASES = {"8 faces, 1080p": 8, "40 faces, 1080p": 40, "1 face, 8K": 1}
+
+
+def peak() -> float:
+    """Largest resident set so far, MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def probe(case: str, narrow: bool, weights: Path | None) -> dict[str, object]:
+    """Run one case here and say what it took."""
+    config = CodeFormerConfig(nf=16) if narrow else CodeFormerConfig()
+    restorer = CodeFormerRestorer(load(weights, config), "cpu", "fp32")
+    if case == "1 face, 8K":
+        image, faces = portrait(4320, 7680, 900), None
+    else:
+        image = crowd()
+        faces = [grid_of_faces(CASES[case], *image.shape[1:])]
+    pipeline = FacePipeline(restorer, load_detector(device="cpu") if faces is None else None)
+    before = peak()
+    result = pipeline([image], RestoreOptions(), faces=faces)
+    return {"case": case, "faces": len(result.crops_out), "peak_mb": peak(), "call_mb": peak() - before}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--weights", type=Path, help="weight file; default: seeded random weights")
+    parser.add_argument("--narrow", action="store_true", help="a quarter of the width: the networks cost little")
+    parser.add_argument("--case", choices=CASES, help="run this case alone, in this process")
+    options = parser.parse_args()
+    set_threads(options.threads)
+    if options.case:
+        print(json.dumps(probe(options.case, options.narrow, options.weights)))
+        return
+    rows = [_elsewhere(case, options) for case in CASES]
+    ratio = rows[1]["peak_mb"] / rows[0]["peak_mb"]
+    lines = [[row["case"], row["faces"], round(row["peak_mb"]), round(row["call_mb"])] for row in rows]
+    table("Peak resident memory, MB", ["case", "faces restored", "process", "above start"], lines)
+    print(f"\n40 faces need {ratio:.2f} times the memory of 8.")
+    finish("memory", {"cases": rows, "ratio_40_to_8": ratio}, options.json)
+
+
+
+def _elsewhere(case: str, options) -> dict:
+    command = [sys.executable, "-m", "benchmarks.memory", "--case", case, "--threads", str(options.threads)]
+    command += ["--narrow"] * options.narrow + (["--weights", str(options.weights)] if options.weights else [])
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
