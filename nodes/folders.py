@@ -1,7 +1,7 @@
 """Which weight files the combos offer, and where a chosen one is.
 
 Folders are asked for at every call: some packs assign ``folder_names_and_paths["facerestore_models"]`` anew and so drop
-what extra_model_paths.yaml or others had added before, so ``models/<folder>`` itself is always searched as well.
+what others had added before. So ``models/<folder>`` and the folders of extra_model_paths.yaml are searched as well.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..idcodeformer.errors import IDCodeFormerError, MissingWeights
+from .extra_paths import configured_folders
 
 OWN_FOLDER = "idcodeformer"
 _TORCH = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -78,7 +79,7 @@ def search_folders(kind: str) -> list[Path]:
     found: list[Path] = []
     for key in KINDS[kind].folders:
         known = folder_paths.folder_names_and_paths.get(key, ((), ()))[0]
-        found += [Path(path) for path in known] + [Path(folder_paths.models_dir, key)]
+        found += [*map(Path, known), Path(folder_paths.models_dir, key), *configured_folders(key)]
     return list(dict.fromkeys([*found, *own_folders(), cache_folder()]))
 
 

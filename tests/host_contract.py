@@ -12,6 +12,7 @@ def parameters(function) -> list[str]:
 
 
 def answers(base: str) -> dict:
+    import comfy.cli_args
     import comfy.model_management as mm
     import comfy.utils
     import folder_paths
@@ -52,6 +53,7 @@ def answers(base: str) -> dict:
         "on_device": str(next(network.parameters()).device),
         "bar": [bar.current, bar.total],
         "scaled": [list(scaled.shape), float(scaled.mean()), str(scaled.dtype)],
+        "extra_paths": comfy.cli_args.args.extra_model_paths_config,
         "preview_parameter": "preview" in parameters(comfy.utils.ProgressBar.update_absolute),
     }
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 
 import pytest
@@ -38,6 +39,18 @@ def test_extra_folders_are_honoured_even_after_another_pack_overwrote_the_key(pa
     pack.folder_paths.folder_names_and_paths["facerestore_models"] = ([str(extra)], {".pth"})
     names = offered(pack.nodes.Loader, "model_name")
     assert TINY in names and "sub/codeformer_x.pth" in names
+
+
+def test_extra_model_paths_are_read_where_the_table_lost_them(pack, tmp_path, monkeypatch):
+    for folder in ("base/restorers", "absolute"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"codeformer_{folder[0]}.pth").write_bytes(b"x")
+    file = tmp_path / "extra.yaml"
+    lines = f"restorers\n    {tmp_path / 'absolute'}"
+    file.write_text(f"mine:\n  base_path: base\n  facerestore_models: |\n    {lines}\nempty:\n")
+    monkeypatch.setattr(sys.modules["comfy.cli_args"].args, "extra_model_paths_config", [[str(file)]])
+    pack.folder_paths.folder_names_and_paths["facerestore_models"] = ([], {".pth"})
+    assert {"codeformer_b.pth", "codeformer_a.pth"} <= set(offered(pack.nodes.Loader, "model_name"))
 
 
 def test_registering_adds_and_replaces_nothing(pack):
