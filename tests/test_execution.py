@@ -10,7 +10,7 @@ import torch
 from idcodeformer.errors import BadOption, NoDevice
 from idcodeformer.models import strips
 from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.models.execution import accelerate, choose_precision
+from idcodeformer.models.execution import ModuleEngine, accelerate, choose_precision
 
 TINY = CodeFormerConfig(
     img_size=32, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(8,), codebook_size=32, emb_dim=16,
@@ -176,6 +176,55 @@ def test_moments_survive_a_large_mean():
     scale, shift = moments.affine(norm)
     want = torch.nn.functional.group_norm(rows.double().permute(2, 0, 1)[None], 4, eps=1e-6)[0].permute(1, 2, 0)
     assert (rows.double() * scale.double() + shift.double() - want).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gpu_engine_stays_on_the_device(precision):
+    """Shapes, dtypes and devices of the CUDA path, without a GPU; a host synchronisation would raise here."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            net = CodeFormer(TINY).eval().requires_grad_(False)
+            x, each = torch.empty(5, 3, 32, 32), torch.empty(5)
+        engine = ModuleEngine(net, torch.device("cuda"), precision)
+        state = engine.encode(x)
+        assert state.logits.dtype == torch.float32 and state.logits.device.type == "cuda"
+        for w in (0.0, 0.5, each):
+            image = engine.decode(state, w, True)
+            assert (image.shape, image.dtype, image.device.type) == ((5, 3, 32, 32), torch.float32, "cuda")
+
+
+def test_gpu_engine_equals_the_network_and_shares_its_weights():
+    net, x = build(TINY), faces(TINY)
+    w = torch.tensor([0.0, 0.8])
+    exact, mixed = (ModuleEngine(net, torch.device("cpu"), p) for p in ("fp32", "bf16"))
+    for ours, theirs in zip(exact(x, w, True), net(x, w, True)):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-5)
+    assert 40 < psnr(mixed(x, w, True)[0], net(x, w, True)[0]) < 90
+    state = exact._network.state_dict()
+    assert all(state[name].data_ptr() == tensor.data_ptr() for name, tensor in net.state_dict().items())
+
+
+def test_tf32_is_a_choice_for_the_length_of_a_call():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    seen = []
+    for allowed in (False, True):
+        engine = ModuleEngine(build(TINY), torch.device("cpu"), "fp32", tf32=allowed)
+        engine._network.encode = lambda x: seen.append(torch.backends.cudnn.allow_tf32)
+        engine.encode(faces(TINY))
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert seen == [False, True]
+
+
+def test_plain_yardstick_is_the_same_network():
+    """What the benchmark compares with computes what the network computes."""
+    from benchmarks.plain import plain_forward
+
+    net, x = build(TINY), faces(TINY)
+    for w, use_adain in ((0.0, False), (0.6, True)):
+        for ours, theirs in zip(plain_forward(net, x, w, use_adain), net(x, w, use_adain)):
+            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-5)
 
 
 def test_bad_requests_are_refused():
