@@ -102,7 +102,7 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE, bytes=3_590_240,
-        sha256="dcb4aca4aa127aecb6fbf79a778a696f4671d5de60bd59a073786276ba95fb5e",
+        sha256="ca375e88d698905530113857f2f4b46bb1d282c44c3516d0483a2b0d732d58b4",
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
