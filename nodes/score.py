@@ -44,8 +44,8 @@ class IdentityScore:
                 "threshold": (
                     "FLOAT",
                     {"default": 0.5, "min": -1.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
-                     "tooltip": "From which score on two faces count as one person. About 0.5 to 0.6 suits the built-in "
-                     "recogniser, 0.3 to 0.4 ArcFace files."},
+                     "tooltip": "From which score on two faces count as one person. About 0.5 to 0.6 suits the "
+                     "built-in recogniser, 0.3 to 0.4 ArcFace files."},
                 ),
                 "compare": (
                     list(compare.HOW),
