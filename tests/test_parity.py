@@ -221,7 +221,7 @@ def kit() -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["codeformer", "vqgan"])
 def test_whole_network(kit, kind, monkeypatch):
-    """About a minute each on two cores."""
+    """24 forwards of the 512-px network: minutes on idle cores."""
     monkeypatch.setattr(sys, "path", [str(kit), *sys.path])
     import check
     import recipe
