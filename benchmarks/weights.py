@@ -41,6 +41,10 @@ def seeded(config: CodeFormerConfig, seed: int = 11) -> CodeFormer:
         else:
             p.copy_(noise(p.shape) / (p.numel() / p.shape[0]) ** 0.5)
     network.idx_pred_layer[1].weight.mul_(4)  # logits of standard deviation 4, as in a trained network
+    network.generator.blocks[-1].weight.mul_(0.4)  # a picture's contrast: errors are judged against that
+    for fuse in network.fuse_convs_dict.values():  # modulation well below the features that it modulates
+        for branch in (fuse.scale, fuse.shift):
+            branch[2].weight.mul_(0.4)
     return network
 
 
