@@ -55,14 +55,5 @@ def load_part(
             )
 
 
-def checkpoint_config(path: str | Path) -> dict | None:
-    """The configuration inside a checkpoint of ours, else None."""
-    if Path(path).suffix != ".ckpt":
-        return None
-    from .checkpoint import read_checkpoint
-
-    return read_checkpoint(path)["config"]
-
-
 def move(batch: dict, device: torch.device) -> dict:
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
