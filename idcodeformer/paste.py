@@ -19,6 +19,7 @@ from .errors import BadImage, BadOption
 from .parse import soft_mask
 from .regions import Box, Group, PastePlan, Region, overlap, plan_paste
 from .types import Crops, Progress, RestoreOptions, Upscaler
+from .warping import read_at
 
 _TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
 _UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
@@ -224,7 +225,7 @@ def _sample(
         # The corner is added on the host in double precision; far from it float32 would lose hundredths of a pixel.
         corner = along_x * x0 + along_y * y0 + shift + 1 / crop_size - 1
         torch.add(along_x * x, along_y * y + corner, out=grid[..., axis])
-    sampled = F.grid_sample(layer.source[None], grid[None], "bilinear", "zeros", align_corners=False)[0]
+    sampled = read_at(layer.source, grid, "zeros")
     mask = sampled[3:]
     if limit is not None:
         mask = torch.minimum(mask, _view(limit, part))

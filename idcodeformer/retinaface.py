@@ -116,10 +116,7 @@ class RetinaFaceDetector:
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""
-        weight = next(self.network.parameters())
-        mean = torch.tensor(MEAN_BGR, device=pixels.device)[:, None, None]
-        inputs = pixels.float().flip(1).mul_(255).sub_(mean).to(weight.dtype, memory_format=torch.channels_last)
-        outputs = self._forward(inputs)
+        outputs = self._forward(self._inputs(pixels))
         if outputs is None:
             if len(pixels) == 1:
                 raise OutOfMemory("Not even one picture fits for face detection; free memory or use device cpu.")
@@ -127,6 +124,14 @@ class RetinaFaceDetector:
             return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))  # type: ignore[return-value]
         boxes, probabilities, points = outputs
         return boxes.float(), probabilities[..., 1].float(), points.float()
+
+    def _inputs(self, pixels: Tensor) -> Tensor:
+        """RGB [B,3,H,W] in [0,1] -> what the networks were trained on, BGR grey levels less their mean, in one pass."""
+        weight = next(self.network.parameters())
+        inputs = torch.empty_like(pixels, dtype=weight.dtype, memory_format=torch.channels_last)
+        for channel, mean in enumerate(MEAN_BGR):
+            inputs[:, channel] = pixels[:, 2 - channel].float().mul(255).sub_(mean)
+        return inputs
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """None where memory ran out. The error does not leave here, since its traceback would hold on to tensors."""

@@ -14,6 +14,7 @@ from .types import Border
 
 REFERENCE_FILL = (132 / 255, 133 / 255, 135 / 255)  # RGB; the reference fills with BGR (135, 133, 132)
 _LEAST_SCALE = 0.7  # below this pixels are averaged first; sampling coarser averages would show where blocks begin
+_BAND = 1 << 14  # px that are worth a thread
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def warp(
     inverses = invert(matrices.detach().double().cpu()).tolist()
     constant = torch.as_tensor(fill, dtype=torch.float32, device=device).expand(channels)[:, None, None]
     outside = constant if border == "constant" else None
-    crops = []
-    for inverse, number in zip(inverses, indices):
+    crops = torch.empty(len(indices), channels, size, size, device=device)
+    for i, (inverse, number) in enumerate(zip(inverses, indices)):
         image = images[number]
-        crops.append(_sample(image, _plan(inverse, size, image.shape[-2:], border, antialias), size, outside))
-    return torch.stack(crops)
+        crops[i] = _sample(image, _plan(inverse, size, image.shape[-2:], border, antialias), size, outside)
+    return crops
 
 
 def _plan(
@@ -113,7 +114,7 @@ def _sample(image: Tensor, plan: _Plan, size: int, outside: Tensor | None) -> Te
         region = _smooth(F.pad(region[None], (margin,) * 4, mode=mode)[0] if margin else region, side)
     grid = _grid(plan, passes * (margin - 1), size, region.shape[-2:], image.device)
     padding = "reflection" if outside is None else "zeros"
-    crop = F.grid_sample(region[None], grid[None], "bilinear", padding, align_corners=False)[0]
+    crop = read_at(region, grid, padding)
     gain = side ** (2 * passes)  # that _smooth leaves out
     if inside or outside is None:
         return crop * gain if passes else crop
@@ -150,3 +151,19 @@ def _grid(plan: _Plan, rim: int, size: int, shape: Sequence[int], device: torch.
         row = axis * (along_x * unit)
         coordinates.append(row + (axis * (along_y * unit) + ((shift - corner) * unit + 1 / shape[1 - k] - 1))[:, None])
     return torch.stack(coordinates, -1)
+
+
+
+def read_at(source: Tensor, grid: Tensor, padding: str) -> Tensor:
+    """``source`` [C,H,W] read bilinearly at ``grid`` [h,w,2] (as F.grid_sample wants it): [C,h,w].
+
+    On a CPU torch gives each thread whole items of a batch, so that a single one would run on one thread: the rows are
+    cut into bands, which become as many items that share the source.
+    """
+    rows, columns = grid.shape[:2]
+    bands = torch.get_num_threads() if source.device.type == "cpu" else 1
+    bands = max(1, min(bands, rows * columns // _BAND))
+    missing = -rows % bands
+    parts = (F.pad(grid, (0, 0, 0, 0, 0, missing)) if missing else grid).unflatten(0, (bands, -1))
+    read = F.grid_sample(source.expand(bands, -1, -1, -1), parts, "bilinear", padding, align_corners=False)
+    return read.transpose(0, 1).flatten(1, 2)[:, :rows]

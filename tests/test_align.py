@@ -8,7 +8,7 @@ from idcodeformer.align import align
 from idcodeformer.errors import BadImage, BadOption
 from idcodeformer.geometry import ffhq_template, invert
 from idcodeformer.types import Face
-from idcodeformer.warping import REFERENCE_FILL
+from idcodeformer.warping import REFERENCE_FILL, read_at
 
 
 def face(scale: float, x: float, y: float, size: int = 64) -> Face:
@@ -99,3 +99,21 @@ def test_the_device_gives_what_the_cpu_gives() -> None:
     faces = [(face(1.3, 30, 20), face(4, 10, 5)), (face(0.5, 40, 100),)]
     here, there = align(images, faces, 64), align([i.cuda() for i in images], faces, 64)
     assert there.pixels.is_cuda and torch.allclose(here.pixels, there.pixels.cpu(), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 300, 301])
+@pytest.mark.parametrize("padding", ["zeros", "reflection"])
+def test_reading_in_bands_is_reading_at_once(rows: int, padding: str) -> None:
+    source = picture(60, 80).requires_grad_()
+    grid = torch.rand(rows, 257, 2, generator=torch.Generator().manual_seed(rows)) * 3 - 1.5
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        banded = read_at(source, grid, padding)
+    finally:
+        torch.set_num_threads(before)
+    whole = torch.nn.functional.grid_sample(source[None], grid[None], "bilinear", padding, align_corners=False)[0]
+    assert banded.shape == (3, rows, 257) and torch.equal(banded, whole)
+    weights = torch.rand(whole.shape)
+    gradients = [torch.autograd.grad((out * weights).sum(), source)[0] for out in (banded, whole)]
+    assert torch.allclose(*gradients, atol=1e-4)
