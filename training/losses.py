@@ -21,6 +21,15 @@ def code_losses(logits: Tensor, lq_feat: Tensor, codes: Tensor, quant: Tensor) -
     return F.cross_entropy(logits.flatten(0, 1), codes.flatten()), F.mse_loss(lq_feat, quant)
 
 
+def pooled_l1(image: Tensor, truth: Tensor, side: int) -> Tensor:
+    """L1 between the means over squares of ``side`` px.
+
+    The sign of a pixel's error says little about a small shift of colour beneath much larger errors of detail, so L1
+    alone leaves such shifts for long; their means over squares have no detail left to hide them.
+    """
+    return F.l1_loss(F.avg_pool2d(image, side, ceil_mode=True), F.avg_pool2d(truth, side, ceil_mode=True))
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of the discriminator (Lim & Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -42,6 +51,16 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
 
 
+def blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of images [N,C,H,W], each by its own of ``sigma`` [N] px; the kernel reaches 3 px."""
+    reach = torch.arange(-3.0, 4.0, device=images.device)
+    kernel = torch.exp(-(reach**2) / (2 * sigma[:, None].clamp(min=1e-3) ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None, :, None]
+    flat = F.pad(images.flatten(0, 1)[None], (3, 3, 3, 3), mode="replicate")
+    rows = F.conv2d(flat, kernel, groups=len(kernel))
+    return F.conv2d(rows, kernel.mT, groups=len(kernel))[0].unflatten(0, images.shape[:2])
+
+
 class IdentityLoss(nn.Module):
     """1 - cosine between the embeddings of the restored face and of the truth, averaged over frozen recognisers.
 
@@ -50,16 +69,18 @@ class IdentityLoss(nn.Module):
     the surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
     """
 
-    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0, seed: int = 0):
+    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0, seed: int = 0, blur: float = 0.0):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
-        self.jitter, self.seed = jitter, seed
+        self.jitter, self.seed, self.blur = jitter, seed, blur
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
 
-    def _crop(self, images: Tensor, offset: Tensor | None) -> Tensor:
+    def _crop(self, images: Tensor, offset: Tensor | None, sigma: Tensor | None) -> Tensor:
         crop = arcface_crop(images.float())
+        if sigma is not None:
+            crop = blurred(crop, sigma.to(crop.device))
         if offset is None:
             return crop
         theta = torch.eye(2, 3, device=crop.device).repeat(len(crop), 1, 1)
@@ -68,14 +89,16 @@ class IdentityLoss(nn.Module):
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
     def forward(self, restored: Tensor, truth: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[N,3,S,S] each -> scalar in [0,2]. ``positions`` [N] of the samples decide the jitter; None = no jitter."""
-        offset = None
+        """[N,3,S,S] each -> scalar in [0,2]. ``positions`` [N] of the samples decide jitter and blur; None = neither."""
+        offset, sigma = None, None
         if self.jitter and positions is not None:
             offset = (uniform(positions, self.seed, "jitter", 2).t() * 2 - 1) * self.jitter  # px of the 112 crop
+        if self.blur and positions is not None:
+            sigma = uniform(positions, self.seed, "blur", 1)[0] * self.blur
         with torch.autocast(restored.device.type, enabled=False):
-            crop = self._crop(restored, offset)
+            crop = self._crop(restored, offset, sigma)
             with torch.no_grad():
-                crop_truth = self._crop(truth, offset)
+                crop_truth = self._crop(truth, offset, sigma)
             total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():

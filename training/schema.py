@@ -77,6 +77,8 @@ class LossConfig:
     """Weights; 0 leaves a term out and its networks unloaded."""
 
     l1: float = 1.0
+    pooled: float = 0.0  # L1 of the means over squares of pooled_side px: holds the colours, which L1 hardly sees
+    pooled_side: int = 16
     perceptual: float = 1.0
     perceptual_every: int = 1  # steps; on the others it is left out, on these its weight is that many times larger
     perceptual_weights: str | None = None  # file of LPIPS (VGG or AlexNet) or st-LPIPS
@@ -93,6 +95,7 @@ class LossConfig:
     identity_weights: list[str] = field(default_factory=list)  # files or embedded names; several are averaged
     identity_start: int = 0
     identity_jitter: float = 0.0  # random shift of the 112 crop in px, so that the loss cannot be met by one pixel grid
+    identity_blur: float = 0.0  # largest sigma in px by which crops are blurred, so that it cannot be met by fine noise
 
 
 @dataclass
@@ -118,6 +121,7 @@ class FidelityConfig:
     code_selection: str = "straight_through"
     detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
     adain: bool = False
+    generator_from_vqgan: bool = False  # codebook and generator from vqgan, the rest from init: where stage I went on
     train_generator: bool = False  # published: frozen. True lets a short run go on with a generator that still improves
     code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
     code_only_from: int = 0

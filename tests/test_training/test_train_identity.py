@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from idcodeformer.geometry import ARCFACE_112, ffhq_template
-from training.losses import IdentityLoss
+from training.losses import IdentityLoss, blurred
 
 
 class Listener(nn.Module):
@@ -126,3 +126,27 @@ def test_jitter_is_bounded_and_in_px(listener):
     loss(ramp, ramp, torch.arange(64))
     shift = (listener.seen[-1][:, 0, 56, 56] - still) / slope
     assert 1.5 < shift.abs().max() <= 2.001 and shift.min() < -0.5 < 0.5 < shift.max()
+
+
+def test_blur_belongs_to_the_sample_and_takes_fine_noise_away(listener):
+    noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1).clone()
+    loss = IdentityLoss([listener], seed=1, blur=1.0)
+    loss(noise, noise)
+    still = listener.seen[-1]
+    loss(noise, noise, torch.tensor([4, 5, 6, 7]))
+    assert torch.equal(*listener.seen[-2:])  # restored and truth are blurred alike
+    left = listener.seen[-1].std((1, 2, 3)) / still.std((1, 2, 3))
+    assert 0.9 < left.max() < 1.001 and left.min() < 0.8
+    loss(noise, noise, torch.tensor([9, 5, 8, 3]))
+    assert listener.seen[-1].std((1, 2, 3))[1] == pytest.approx(left[1] * still[1].std(), rel=1e-5)
+
+
+def test_blur_is_gaussian():
+    point = torch.zeros(2, 1, 15, 15)
+    point[:, 0, 7, 7] = 1
+    soft = blurred(point, torch.tensor([0.0, 0.9]))
+    assert torch.equal(soft[0], point[0])
+    x = torch.arange(-3.0, 4.0)
+    row = torch.exp(-(x**2) / (2 * 0.81))
+    expected = torch.outer(row, row) / row.sum() ** 2
+    assert torch.allclose(soft[1, 0, 4:11, 4:11], expected, atol=1e-6) and soft[1].sum() == pytest.approx(1, abs=1e-5)

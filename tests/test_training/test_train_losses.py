@@ -9,7 +9,7 @@ from idcodeformer.models.vqgan import VectorQuantizer, VQGANConfig
 from training.codebook import kmeans, reset_dead
 from training.config import load_config
 from training.data import PairDataset, collate
-from training.losses import adaptive_weight, arcface_logits, code_losses, distillation, hinge_discriminator
+from training.losses import adaptive_weight, arcface_logits, code_losses, distillation, hinge_discriminator, pooled_l1
 from training.stages import build_stage
 
 
@@ -42,6 +42,27 @@ def test_code_losses_are_those_of_a_right_and_a_wrong_prediction():
     wrong = code_losses(sure.flip(1), quant + 2, codes, quant)
     assert float(right[0]) < 1e-6 and float(right[1]) == 0
     assert float(wrong[0]) == pytest.approx(20, abs=1e-3) and float(wrong[1]) == pytest.approx(4, rel=1e-5)
+
+
+def test_pooled_l1_sees_a_shift_of_colour_beneath_detail():
+    truth, noise = torch.zeros(1, 3, 64, 64), torch.randn(1, 3, 64, 64)
+    detail = noise - F.interpolate(F.avg_pool2d(noise, 16), scale_factor=16)  # no square has a mean
+    assert pooled_l1(detail, truth, 16) < 1e-6
+    image = (detail + 0.05).requires_grad_()
+    loss = pooled_l1(image, truth, 16)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.05, rel=1e-4)
+    assert torch.allclose(image.grad, torch.full_like(image, 1 / image.numel()))  # each pixel pulls the same way
+    assert pooled_l1(torch.ones(1, 3, 20, 20), torch.zeros(1, 3, 20, 20), 16) == 1  # squares cut by the edge count
+
+
+def test_the_pooled_term_enters_with_its_weight(base, faces):
+    config = load_config(base, [f"data.roots=[{faces}]", "stage=stage1", "loss.l1=0", "loss.pooled=3"])
+    torch.manual_seed(0)
+    stage = build_stage(config)
+    data = PairDataset(config.data, config.degradation, 0)
+    out = stage(collate([data[0], data[1]]), 0)
+    assert torch.allclose(out["total"], 3 * out["pooled"] + out["codebook"] + 0.25 * out["commitment"])
 
 
 def test_kmeans_finds_the_clusters():

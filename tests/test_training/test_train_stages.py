@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from training.checkpoint import read_checkpoint
-from training.config import load_config
+from training.config import ConfigError, load_config
 from training.data import PairDataset, collate
 from training.stages import FROZEN, build_stage
 
@@ -165,3 +165,19 @@ def test_generator_trains_only_where_asked(runs, arguments, base, faces):
         stage = build_stage(load_config(base, words))
         assert all(p.requires_grad == asked for p in stage.net.generator.parameters())
         assert not any(p.requires_grad for p in stage.net.quantize.parameters())
+
+
+def test_codebook_and_generator_may_come_from_a_stage_1_that_went_on(runs, arguments, base, faces, tmp_path):
+    """All else, encoder and Transformer too, is that of ``init``."""
+    first = read_checkpoint(runs["stage1"] / "last.ckpt")
+    first["ema"] = {k: v + 1 if v.is_floating_point() else v for k, v in first["ema"].items()}
+    torch.save(first, tmp_path / "further.ckpt")
+    runs["stage2"]
+    words = [f"data.roots=[{faces}]", *arguments["control"], f"vqgan={tmp_path / 'further.ckpt'}"]
+    with pytest.raises(ConfigError, match="codebook"):
+        build_stage(load_config(base, words))
+    state = build_stage(load_config(base, [*words, "fidelity.generator_from_vqgan=true"])).net.state_dict()
+    second = read_checkpoint(runs["stage2"] / "last.ckpt")["ema"]
+    for k, v in second.items():
+        further = k.split(".")[0] in ("quantize", "generator")
+        assert torch.equal(state[k], first["ema"][k] if further else v) or k.startswith("fuse"), k

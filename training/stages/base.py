@@ -16,7 +16,7 @@ from idcodeformer.models.vqgan import PatchDiscriminator, VQGANConfig
 
 from ..config import ConfigError, TrainConfig
 from ..data import to_unit
-from ..losses import IdentityLoss, adaptive_weight
+from ..losses import IdentityLoss, adaptive_weight, pooled_l1
 from ..weights import load_network
 
 Batch = dict[str, Any]
@@ -118,7 +118,7 @@ class Stage(nn.Module):
                     "Configuration key 'loss.identity_weights': name a recogniser, or set loss.identity=0."
                 )
             networks = [load_network(path, "recogniser") for path in loss.identity_weights]
-            self.identity = IdentityLoss(networks, loss.identity_jitter, self.config.seed)
+            self.identity = IdentityLoss(networks, loss.identity_jitter, self.config.seed, loss.identity_blur)
 
     def _make_discriminator(self) -> None:
         if self.config.loss.gan:
@@ -130,6 +130,9 @@ class Stage(nn.Module):
         if loss.l1:
             out["l1"] = F.l1_loss(image, truth)
             total = total + loss.l1 * out["l1"]
+        if loss.pooled:
+            out["pooled"] = pooled_l1(image, truth, loss.pooled_side)
+            total = total + loss.pooled * out["pooled"]
         if self.perceptual is not None and step % loss.perceptual_every == 0:
             out["perceptual"] = self.perceptual(image, truth).mean()
             total = total + loss.perceptual * loss.perceptual_every * out["perceptual"]

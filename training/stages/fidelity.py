@@ -29,7 +29,10 @@ class FidelityStage(CodeStage):
         self._image_terms()
 
     def _load(self, path: str) -> None:
-        load_part(self.net, path, (*AUTOENCODER, *PREDICTION))
+        own = self.config.fidelity.generator_from_vqgan
+        load_part(self.net, path, ("encoder", *PREDICTION) if own else (*AUTOENCODER, *PREDICTION))
+        if own:
+            load_part(self.net, self.config.vqgan or path, ("quantize", "generator"))
         load_part(self.net, path, ("fuse_convs_dict",), optional=True)
 
     def _freeze(self) -> None:
