@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .degrade import sample_rng
 
-STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14}  # independent of each other, of the order and of the degradation
+# independent of each other, of the order and of the degradation
+STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14}
 
 
 def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:

@@ -89,7 +89,7 @@ class IdentityLoss(nn.Module):
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
     def forward(self, restored: Tensor, truth: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[N,3,S,S] each -> scalar in [0,2]. ``positions`` [N] of the samples decide jitter and blur; None = neither."""
+        """[N,3,S,S] each -> scalar in [0,2]. Jitter and blur go by the samples' ``positions`` [N]; None = neither."""
         offset, sigma = None, None
         if self.jitter and positions is not None:
             offset = (uniform(positions, self.seed, "jitter", 2).t() * 2 - 1) * self.jitter  # px of the 112 crop
