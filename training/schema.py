@@ -146,7 +146,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    precision: str = "32-true"  # Lightning Fabric's names; bf16-mixed or 16-mixed on CUDA
+    precision: str = "32-true"  # Lightning Fabric's names; bf16-mixed or 16-mixed on CUDA, bf16-mixed on new CPUs
     threads: int = 0  # CPU threads a process; 0 = torch's choice
     log_every: int = 20
     sample_every: int = 500

@@ -106,17 +106,17 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_612,
-        sha256="77ccb7899cb8e4a8b8c2bd217bbd534182eaba284c165c34ea96e16d3b7c44bb",
+        bytes=13_256_716,
+        sha256="0e7ae91824414ba0d3700186fe7c6ecde8cf9ffae8d4d6a342c0a14008a73c8f",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_668,
-        sha256="0baa58882e3ba2a1c3e68fb65c2c647a1825906df9d9a46f31c7ebeab42dc1e1",
+        bytes=13_256_764,
+        sha256="c06cd4e30fd0e6759dfe71e4f7e84cc2125d88675b50e04f451837bfa690ac4f",
     ),
     _embedded(
-        "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_516,
-        sha256="7ad3cb0be171d1418987f4673d307f340622d13ec4a44ceac8424ec38c0116ea",
+        "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
+        sha256="b23bd253f2c41b13494a8a1321c6c046b3d31d6bd73fe66d4399103149ac1251",
     ),
     # The published restorer and its training stages.
     _codeformer(
