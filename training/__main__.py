@@ -15,6 +15,7 @@ EXTRAS = ("omegaconf", "yaml", "lightning_fabric", "tensorboard", "tqdm", "matpl
 
 def _train(args: argparse.Namespace) -> int:
     from .config import load_config
+    from .processes import leave
     from .trainer import Trainer
 
     config = load_config(args.config, args.overrides)
@@ -22,8 +23,13 @@ def _train(args: argparse.Namespace) -> int:
     if resume == "auto":
         last = Path(config.out) / "last.ckpt"
         resume = last if last.exists() else None
-    folder = Trainer(config, resume).run()
-    print(f"Done: {folder / 'last.ckpt'}")
+    done = False
+    try:
+        folder = Trainer(config, resume).run()
+        print(f"Done: {folder / 'last.ckpt'}")
+        done = True
+    finally:
+        leave(done)
     return 0
 
 

@@ -84,7 +84,7 @@ def _check_degradation(name: str, config: DegradationConfig) -> None:
 def _check_losses(config: TrainConfig) -> None:
     loss = config.loss
     weights = ("l1", "pooled", "perceptual", "codebook", "commitment", "feature", "code", "gan", "identity")
-    for key in (*weights, "identity_jitter", "identity_blur"):
+    for key in (*weights, "identity_jitter", "identity_blur", "identity_noise"):
         _between(f"loss.{key}", getattr(loss, key), 0)
     _between("loss.perceptual_every", loss.perceptual_every, 1)
     _between("loss.pooled_side", loss.pooled_side, 1, config.net.img_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .degrade import sample_rng
 
 # independent of each other, of the order and of the degradation
-STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14}
+STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14, "noise": 15}
 
 
 def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
@@ -19,3 +19,13 @@ def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
     key = seed + 1_000_003 * STREAMS[stream]
     rows = [sample_rng(key, int(p)).random(count, dtype=np.float32) for p in positions]
     return torch.from_numpy(np.stack(rows, axis=1))
+
+
+def noise(positions: Tensor, seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
+    """float32 [N,*shape] on the CPU: Gaussian noise whose deviation is each sample's own, uniform in [0, sigma)."""
+    key = seed + 1_000_003 * STREAMS["noise"]
+    fields = []
+    for position in positions:
+        rng = sample_rng(key, int(position))
+        fields.append(sigma * rng.random(dtype=np.float32) * rng.standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(fields))

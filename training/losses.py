@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from idcodeformer.geometry import arcface_crop
 
-from .draws import uniform
+from .draws import noise, uniform
 from .processes import mean as mean_over_processes
 
 
@@ -69,10 +69,17 @@ class IdentityLoss(nn.Module):
     the surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
     """
 
-    def __init__(self, recognisers: Sequence[nn.Module], jitter: float = 0.0, seed: int = 0, blur: float = 0.0):
+    def __init__(
+        self,
+        recognisers: Sequence[nn.Module],
+        jitter: float = 0.0,
+        seed: int = 0,
+        blur: float = 0.0,
+        noise: float = 0.0,
+    ):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
-        self.jitter, self.seed, self.blur = jitter, seed, blur
+        self.jitter, self.seed, self.blur, self.noise = jitter, seed, blur, noise
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
@@ -89,16 +96,22 @@ class IdentityLoss(nn.Module):
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
     def forward(self, restored: Tensor, truth: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[N,3,S,S] each -> scalar in [0,2]. Jitter and blur go by the samples' ``positions`` [N]; None = neither."""
-        offset, sigma = None, None
+        """[N,3,S,S] each -> scalar in [0,2].
+
+        Jitter, blur and noise go by the samples' ``positions`` [N], alike for both crops; None = none of them.
+        """
+        offset, sigma, grain = None, None, 0.0
         if self.jitter and positions is not None:
             offset = (uniform(positions, self.seed, "jitter", 2).t() * 2 - 1) * self.jitter  # px of the 112 crop
         if self.blur and positions is not None:
             sigma = uniform(positions, self.seed, "blur", 1)[0] * self.blur
         with torch.autocast(restored.device.type, enabled=False):
             crop = self._crop(restored, offset, sigma)
+            if self.noise and positions is not None:
+                grain = noise(positions, self.seed, self.noise, tuple(crop.shape[1:])).to(crop.device)
+            crop = crop + grain
             with torch.no_grad():
-                crop_truth = self._crop(truth, offset, sigma)
+                crop_truth = self._crop(truth, offset, sigma) + grain
             total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():

@@ -38,3 +38,17 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def leave(done: bool) -> None:
+    """Part from the other processes before the interpreter ends; does nothing where there is no group.
+
+    A worker thread of gloo that lets go of a tensor while the interpreter is taken down ends the process by SIGABRT,
+    after everything was written. After a whole run (``done``) all wait for each other first, since the others still
+    read from the store that the first process keeps; after an error nobody waits.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if done:
+        dist.barrier()
+    dist.destroy_process_group()

@@ -34,7 +34,7 @@ net: {img_size: 64, nf: 8, ch_mult: [1, 2, 2], res_blocks: 1, attn_resolutions: 
 recogniser: {layers: [1, 1, 1, 1], widths: [8, 8, 8, 8], embedding_dim: 16, dropout: 0.2}
 data: {size: 64, workers: 0}
 degradation: {kernel_size: 7, sigma: [0.2, 2.0], downscale: [1.0, 4.0]}
-loss: {perceptual: 0.0, gan_ndf: 8, gan_norm: group, identity_jitter: 2.0}
+loss: {perceptual: 0.0, gan_ndf: 8, gan_norm: group, identity_jitter: 2.0, identity_noise: 0.05}
 optim: {lr: 1e-3, clip: 1.0}
 """
 STAGE1 = [

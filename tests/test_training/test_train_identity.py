@@ -141,6 +141,25 @@ def test_blur_belongs_to_the_sample_and_takes_fine_noise_away(listener):
     assert listener.seen[-1].std((1, 2, 3))[1] .item() == pytest.approx((left[1] * still[1].std()).item(), rel=1e-5)
 
 
+def test_noise_belongs_to_the_sample_and_is_the_same_on_both_crops(listener):
+    plain = torch.zeros(3, 3, 128, 128)
+    loss = IdentityLoss([listener], seed=1, noise=0.2)
+
+    def grain(positions):
+        assert float(loss(plain, plain, positions)) == pytest.approx(0, abs=1e-6)
+        assert torch.equal(*listener.seen[-2:])
+        return listener.seen[-1]
+
+    assert grain(None).abs().max() == 0
+    first = grain(torch.tensor([4, 5, 6]))
+    spread = first.std((1, 2, 3))
+    assert spread.unique().numel() == 3 and 0 < spread.min() and spread.max() < 0.2
+    assert first.mean().abs() < 1e-3
+    assert torch.equal(first[1], grain(torch.tensor([9, 5, 8]))[1])  # whoever its neighbours are
+    IdentityLoss([listener], seed=2, noise=0.2)(plain, plain, torch.tensor([4, 5, 6]))
+    assert not torch.equal(first, listener.seen[-1])
+
+
 def test_blur_is_gaussian():
     point = torch.zeros(2, 1, 15, 15)
     point[:, 0, 7, 7] = 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_train_stages import figures
 
 from training.checkpoint import read_checkpoint
@@ -92,3 +93,15 @@ def test_two_nodes_follow_the_curve_of_one(runs, train, arguments, base, faces, 
     compare(tmp_path / "one", tmp_path / "two", read_checkpoint(runs["stage2"] / "last.ckpt")["ema"])
     for out in ("one", "two"):
         assert (tmp_path / out / "log.txt").read_text().count("broken.png: not readable") == 1
+
+
+@pytest.mark.parametrize("word, status", [("steps=2", 0), ("optim.lr=1e30", 2)])
+def test_process_group_is_left_before_the_interpreter_ends(train, arguments, tmp_path, word, status):
+    """Gloo's threads abort a process that ends with them (SIGABRT after 'Done')."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert train(tmp_path, *arguments["stage1"], "loss.gan=0", word) == status
+        assert not dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

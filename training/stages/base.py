@@ -118,7 +118,9 @@ class Stage(nn.Module):
                     "Configuration key 'loss.identity_weights': name a recogniser, or set loss.identity=0."
                 )
             networks = [load_network(path, "recogniser") for path in loss.identity_weights]
-            self.identity = IdentityLoss(networks, loss.identity_jitter, self.config.seed, loss.identity_blur)
+            self.identity = IdentityLoss(
+                networks, loss.identity_jitter, self.config.seed, loss.identity_blur, loss.identity_noise
+            )
 
     def _make_discriminator(self) -> None:
         if self.config.loss.gan:
