@@ -63,6 +63,7 @@ def _check_optim(name: str, optim: OptimConfig) -> None:
     for key in ("lr", "lr_min", "warmup", "weight_decay", "clip"):
         _between(f"{name}.{key}", getattr(optim, key), 0)
     _between(f"{name}.ema", optim.ema, 0, 1)
+    _between(f"{name}.ema_share", optim.ema_share, 1e-6, 1)
     if len(optim.betas) != 2 or not all(0 <= b < 1 for b in optim.betas):
         _refuse(f"{name}.betas", f"give two numbers in [0, 1), not {optim.betas}")
 

@@ -11,15 +11,19 @@ from .config import ConfigError, OptimConfig
 
 
 class EMA:
-    """Exponential moving average of a network's floating-point state; the first steps use a shorter memory."""
+    """Exponential moving average of a network's floating-point state.
 
-    def __init__(self, net: nn.Module, decay: float):
-        self.net, self.decay = copy.deepcopy(net).eval().requires_grad_(False), decay
+    Its memory is 1 / (1 - ``decay``) steps, and at most ``share`` of the steps done, so that the start is forgotten;
+    1 would be the plain mean of all steps (Karras et al. 2024, section 3: averages over a share of the run).
+    """
+
+    def __init__(self, net: nn.Module, decay: float, share: float):
+        self.net, self.decay, self.share = copy.deepcopy(net).eval().requires_grad_(False), decay, share
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """Take in the weights after ``step`` (0-based): average = decay * average + (1 - decay) * weights."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (1 + step + 1 / self.share))
         for mine, new in zip(self.net.state_dict().values(), net.state_dict().values()):
             if mine.is_floating_point():
                 mine.lerp_(new.to(mine.dtype), 1 - decay)

@@ -109,7 +109,8 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     weight_decay: float = 0.0
     clip: float = 0.0  # gradient norm; 0 = off
-    ema: float = 0.995
+    ema: float = 0.995  # decay of the moving average of weights, which is what is validated and exported
+    ema_share: float = 1 / 9  # of the steps done: the average spans at most that; more quietens short, noisy runs
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Trainer:
         self.data = PairDataset(config.data, config.degradation, config.seed)
         self.data.check()
         self.stage: Stage = build_stage(config, len(self.data.labels))
-        self.ema = EMA(self.stage.net, config.optim.ema)
+        self.ema = EMA(self.stage.net, config.optim.ema, config.optim.ema_share)
         self._setup()
         self.start, self.best = 0, math.inf
         self.stop, self.stopping = StopSignal(), False

@@ -16,15 +16,27 @@ from training.trainer import Trainer
 
 def test_moving_average():
     net = nn.BatchNorm1d(2)
-    average = EMA(net, 0.9)
+    average = EMA(net, 0.9, 1 / 9)
     nn.init.constant_(net.weight, 11.0)
     net.num_batches_tracked += 5
     average.update(net, 1000)
     assert torch.allclose(average.net.weight, torch.full((2,), 0.9 * 1 + 0.1 * 11))
     assert average.net.num_batches_tracked == 5 and not average.net.weight.requires_grad
-    early = EMA(nn.BatchNorm1d(2), 0.9)
+    early = EMA(nn.BatchNorm1d(2), 0.9, 1 / 9)
     early.update(net, 0)  # at the start a memory of (1 + step) / (10 + step)
     assert torch.allclose(early.net.weight, torch.full((2,), 0.1 * 1 + 0.9 * 11))
+
+
+@pytest.mark.parametrize("share, mean", [(1.0, 50.5), (1 / 9, 91.0)])
+def test_moving_average_spans_a_share_of_the_steps(share, mean):
+    """Weights 1 to 100 in as many steps: the whole share gives their plain mean, a ninth the end of the run."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    average = EMA(net, 0.999, share)
+    for step in range(100):
+        nn.init.constant_(net.weight, step + 1.0)
+        average.update(net, step)
+    assert float(average.net.weight) == pytest.approx(mean, abs=1)
 
 
 def test_learning_rates():
