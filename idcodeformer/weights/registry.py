@@ -106,13 +106,13 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_716,
-        sha256="0e7ae91824414ba0d3700186fe7c6ecde8cf9ffae8d4d6a342c0a14008a73c8f",
+        bytes=13_256_844,
+        sha256="a937bebeddb02438dbdfa3d9e73a48f306e2180dbaf24f895b50f0376dd60ca0",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_764,
-        sha256="c06cd4e30fd0e6759dfe71e4f7e84cc2125d88675b50e04f451837bfa690ac4f",
+        bytes=13_256_860,
+        sha256="8227293a5637e5ebfc3027e15c22003afdaae3c7ff35f340fa748baab94426ac",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
