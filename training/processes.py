@@ -44,8 +44,9 @@ def leave(done: bool) -> None:
     """Part from the other processes before the interpreter ends; does nothing where there is no group.
 
     A process with gloo's worker threads has ended by SIGABRT now and then, after everything was written; a thread that
-    needs the interpreter while it is taken down does that, and destroying the group joins them. After a whole run (``done``) all wait for each other first, since the others still
-    read from the store that the first process keeps; after an error nobody waits.
+    needs the interpreter while it is taken down does that, and destroying the group joins them. After a whole run
+    (``done``) all wait for each other first, since the others still read from the store that the first process keeps;
+    after an error nobody waits.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
