@@ -14,18 +14,21 @@ from .degrade import sample_rng
 STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14, "noise": 15}
 
 
+def _generators(positions: Tensor, seed: int, stream: str) -> list[np.random.Generator]:
+    key = seed + 1_000_003 * STREAMS[stream]
+    return [sample_rng(key, int(p)) for p in positions]
+
+
 def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
     """float32 [count,N] in [0,1) on the CPU for the samples at ``positions`` [N]."""
-    key = seed + 1_000_003 * STREAMS[stream]
-    rows = [sample_rng(key, int(p)).random(count, dtype=np.float32) for p in positions]
+    rows = [rng.random(count, dtype=np.float32) for rng in _generators(positions, seed, stream)]
     return torch.from_numpy(np.stack(rows, axis=1))
 
 
 def noise(positions: Tensor, seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
     """float32 [N,*shape] on the CPU: Gaussian noise whose deviation is each sample's own, uniform in [0, sigma)."""
-    key = seed + 1_000_003 * STREAMS["noise"]
-    fields = []
-    for position in positions:
-        rng = sample_rng(key, int(position))
-        fields.append(sigma * rng.random(dtype=np.float32) * rng.standard_normal(shape, dtype=np.float32))
+    fields = [
+        sigma * rng.random(dtype=np.float32) * rng.standard_normal(shape, dtype=np.float32)
+        for rng in _generators(positions, seed, "noise")
+    ]
     return torch.from_numpy(np.stack(fields))
