@@ -42,6 +42,12 @@ class RunLog:
         if self.active:
             self.text.write(line + "\n")
 
+    def notice(self, line: str | None) -> None:
+        """Say a line above the progress bar, and write it; None says nothing."""
+        if self.active and line:
+            self.bar.write(line, file=sys.stderr)
+            self.write(line)
+
     def step(self, step: int, values: Mapping[str, Any], flush: bool) -> None:
         """Collect the values of a step (0-based); ``flush`` writes their means since the last time, over all processes.
 

@@ -13,7 +13,7 @@ from .checkpoint import check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
 from .data import PairDataset, PositionBatches, make_loader, to_unit
 from .errors import NotFinite
-from .launch import StopSignal, make_fabric
+from .launch import StopSignal, make_fabric, precision_notice
 from .losses import hinge_discriminator
 from .optim import EMA, adam, learning_rate, set_rate
 from .processes import gathered, total
@@ -48,6 +48,7 @@ class Trainer:
         self.fixed = validation_set(config) if self.fabric.is_global_zero else {"skipped": []}
         self.log = RunLog(self.folder, self.start, config.steps, self.fabric.is_global_zero)
         self.log.skip(self.fixed.pop("skipped"))
+        self.log.notice(precision_notice(config, self.fabric.device))
         if self.fabric.is_global_zero:
             save_yaml(config, self.folder / "config.yaml")
 

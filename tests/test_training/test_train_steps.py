@@ -10,6 +10,7 @@ from training.checkpoint import read_checkpoint
 from training.config import OptimConfig, load_config
 from training.data import collate
 from training.draws import uniform
+from training.launch import half_precision_cost
 from training.optim import EMA, adam, learning_rate
 from training.trainer import Trainer
 
@@ -108,3 +109,20 @@ def test_mixed_precision_follows_fp32_and_keeps_fp32_weights(runs, train, argume
         assert all(v.dtype == torch.float32 for v in read_checkpoint(out / "last.ckpt")["model"].values() if v.ndim)
     assert list(curves[1].values()) == pytest.approx(list(curves[0].values()), rel=0.03)
     assert curves[0] != curves[1]
+
+
+@pytest.mark.parametrize(
+    "precision, cost, said", [("bf16-mixed", 5.0, True), ("bf16-mixed", 0.7, False), ("32-true", 5.0, False)]
+)
+def test_slow_mixed_precision_is_named(train, arguments, tmp_path, monkeypatch, capsys, precision, cost, said):
+    monkeypatch.setattr("training.launch.half_precision_cost", lambda dtype: cost)
+    assert train(tmp_path / "run", *arguments["distil"], "steps=1", "val_every=0", f"precision={precision}") == 0
+    sentence = "precision=bf16-mixed is slow on this CPU: a convolution takes 5 times"
+    assert (sentence in (tmp_path / "run" / "log.txt").read_text()) == said
+    assert (sentence in capsys.readouterr().err) == said
+
+
+def test_cost_of_half_precision_is_a_ratio_of_times():
+    before = torch.get_rng_state()
+    assert 0.05 < half_precision_cost() < 1000
+    assert torch.equal(before, torch.get_rng_state())  # a run that is told of it draws the same
