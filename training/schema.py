@@ -79,6 +79,8 @@ class LossConfig:
     l1: float = 1.0
     pooled: float = 0.0  # L1 of the means over squares of pooled_side px: holds the colours, which L1 hardly sees
     pooled_side: int = 16
+    mse: float = 0.0  # mean square, which weighs large errors most: what PSNR measures
+    ssim: float = 0.0  # 1 - SSIM (Zhao et al. 2017, "Loss Functions for Image Restoration")
     perceptual: float = 1.0
     perceptual_every: int = 1  # steps; on the others it is left out, on these its weight is that many times larger
     perceptual_weights: str | None = None  # file of LPIPS (VGG or AlexNet) or st-LPIPS

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from idcodeformer.models.vqgan import VectorQuantizer, VQGANConfig
 from training.codebook import kmeans, reset_dead
 from training.config import load_config
-from training.data import PairDataset, collate
+from training.data import PairDataset, collate, to_unit
 from training.losses import adaptive_weight, arcface_logits, code_losses, distillation, hinge_discriminator, pooled_l1
+from training.metrics import ssim
 from training.stages import build_stage
 
 
@@ -63,6 +64,41 @@ def test_the_pooled_term_enters_with_its_weight(base, faces):
     data = PairDataset(config.data, config.degradation, 0)
     out = stage(collate([data[0], data[1]]), 0)
     assert torch.allclose(out["total"], 3 * out["pooled"] + out["codebook"] + 0.25 * out["commitment"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_mean_square_and_ssim_enter_with_their_weights(base, faces, precision):
+    """Under mixed precision too the variances of SSIM are taken in fp32."""
+    words = [f"data.roots=[{faces}]", "stage=stage1", "loss.l1=0", "loss.mse=3", "loss.ssim=0.5"]
+    stage = build_stage(load_config(base, words))
+    truth = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image, out = (0.5 * truth + 0.1).requires_grad_(), {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        total = stage._reconstruction(image, truth, 0, out)
+    assert out["mse"].item() == pytest.approx((0.5 * truth - 0.1).square().mean().item(), rel=1e-5)
+    likeness = ssim(image.detach() / 2 + 0.5, truth / 2 + 0.5).mean().item()
+    assert out["ssim"].item() == pytest.approx(1 - likeness, abs=1e-5)
+    assert torch.allclose(total, 3 * out["mse"] + 0.5 * out["ssim"])
+    slope, after = torch.autograd.grad(out["ssim"], image)[0], {}
+    stage._reconstruction(image.detach() - 0.02 * slope / slope.abs().max(), truth, 0, after)
+    assert after["ssim"] < out["ssim"]  # the gradient leads towards the truth
+
+
+@pytest.mark.parametrize("adain", [False, True])
+def test_stage_3_is_validated_as_it_is_trained(base, faces, runs, arguments, adain):
+    words = [f"data.roots=[{faces}]", *arguments["stage3"], f"fidelity.adain={adain}"]
+    assert runs["stage2"].exists()
+    config = load_config(base, words)
+    torch.manual_seed(0)
+    stage = build_stage(config).eval()
+    batch = collate([PairDataset(config.data, config.degradation, 0)[0]])
+    degraded = to_unit(batch["degraded"])
+    with torch.no_grad():
+        got, with_it, without = (
+            stage.restored(batch), stage.net(degraded, w=1.0, adain=True)[0], stage.net(degraded, w=1.0)[0]
+        )  # fmt: skip
+    assert not torch.allclose(with_it, without, atol=1e-3)
+    assert torch.allclose(got, with_it if adain else without, atol=1e-5)
 
 
 def test_kmeans_finds_the_clusters():

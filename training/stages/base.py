@@ -17,6 +17,7 @@ from idcodeformer.models.vqgan import PatchDiscriminator, VQGANConfig
 from ..config import ConfigError, TrainConfig
 from ..data import to_unit
 from ..losses import IdentityLoss, adaptive_weight, pooled_l1
+from ..metrics import ssim
 from ..weights import load_network
 
 Batch = dict[str, Any]
@@ -135,6 +136,13 @@ class Stage(nn.Module):
         if loss.pooled:
             out["pooled"] = pooled_l1(image, truth, loss.pooled_side)
             total = total + loss.pooled * out["pooled"]
+        if loss.mse:
+            out["mse"] = F.mse_loss(image, truth)
+            total = total + loss.mse * out["mse"]
+        if loss.ssim:
+            with full_precision(image.device):  # variances as differences of means do not survive half precision
+                out["ssim"] = 1 - ssim(image.float() / 2 + 0.5, truth.float() / 2 + 0.5).mean()
+            total = total + loss.ssim * out["ssim"]
         if self.perceptual is not None and step % loss.perceptual_every == 0:
             out["perceptual"] = self.perceptual(image, truth).mean()
             total = total + loss.perceptual * loss.perceptual_every * out["perceptual"]

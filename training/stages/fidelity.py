@@ -71,6 +71,6 @@ class FidelityStage(CodeStage):
         return {**out, "total": total}
 
     def restored(self, batch: Batch) -> Tensor:
-        return self.net(to_unit(batch["degraded"], self.device), w=1.0)[0]
+        return self.net(to_unit(batch["degraded"], self.device), w=1.0, adain=self.config.fidelity.adain)[0]
 
     validate = Stage.validate
