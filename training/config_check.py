@@ -84,15 +84,17 @@ def _check_degradation(name: str, config: DegradationConfig) -> None:
 
 def _check_losses(config: TrainConfig) -> None:
     loss = config.loss
-    weights = ("l1", "pooled", "perceptual", "codebook", "commitment", "feature", "code", "gan", "identity")
-    for key in (*weights, "identity_jitter", "identity_blur", "identity_noise"):
+    image = ("l1", "pooled", "mse", "ssim", "perceptual", "gan")
+    for key in (*image, "codebook", "commitment", "feature", "code", "identity"):
+        _between(f"loss.{key}", getattr(loss, key), 0)
+    for key in ("identity_jitter", "identity_blur", "identity_noise", "identity_seen"):
         _between(f"loss.{key}", getattr(loss, key), 0)
     _between("loss.perceptual_every", loss.perceptual_every, 1)
     _between("loss.pooled_side", loss.pooled_side, 1, config.net.img_size)
     _one_of("loss.gan_norm", loss.gan_norm, ("batch", "group"))
     if config.stage == "stage3" and loss.identity:
         _refuse("loss.identity", "stage3 has no identity loss; write stage: stage3_id")
-    always = loss.l1 or loss.pooled or (loss.perceptual and loss.perceptual_every == 1)
+    always = loss.l1 or loss.pooled or loss.mse or loss.ssim or (loss.perceptual and loss.perceptual_every == 1)
     if config.stage in ("stage1", "stage3", "stage3_id") and loss.gan and not always:
         _refuse("loss.gan", "it follows the gradient of l1 and perceptual; give one of them a weight in every step")
 

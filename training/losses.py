@@ -76,10 +76,11 @@ class IdentityLoss(nn.Module):
         seed: int = 0,
         blur: float = 0.0,
         noise: float = 0.0,
+        seen: float = 0.0,
     ):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
-        self.jitter, self.seed, self.blur, self.noise = jitter, seed, blur, noise
+        self.jitter, self.seed, self.blur, self.noise, self.seen = jitter, seed, blur, noise, seen
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
@@ -95,10 +96,14 @@ class IdentityLoss(nn.Module):
         grid = F.affine_grid(theta, list(crop.shape), align_corners=False)
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
-    def forward(self, restored: Tensor, truth: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, restored: Tensor, truth: Tensor, positions: Tensor | None = None, degraded: Tensor | None = None
+    ) -> Tensor:
         """[N,3,S,S] each -> scalar in [0,2].
 
-        Jitter, blur and noise go by the samples' ``positions`` [N], alike for both crops; None = none of them.
+        Jitter, blur and noise go by the samples' ``positions`` [N], alike for all crops; None = none of them. With
+        ``degraded`` and ``seen`` > 0 each face weighs cos(degraded, truth) ** ``seen``, at least 0: what the input no
+        longer shows of the person can only be guessed, and a guess costs fidelity.
         """
         offset, sigma, grain = None, None, 0.0
         if self.jitter and positions is not None:
@@ -112,11 +117,15 @@ class IdentityLoss(nn.Module):
             crop = crop + grain
             with torch.no_grad():
                 crop_truth = self._crop(truth, offset, sigma) + grain
+                crop_input = self._crop(degraded, offset, sigma) + grain if self.seen and degraded is not None else None
             total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():
                     target = network(crop_truth)
-                total = total + (1 - F.cosine_similarity(network(crop), target, dim=1)).mean()
+                    shown = 1.0
+                    if crop_input is not None:
+                        shown = F.cosine_similarity(network(crop_input), target, dim=1).clamp(min=0) ** self.seen
+                total = total + (shown * (1 - F.cosine_similarity(network(crop), target, dim=1))).mean()
             return total / len(self.recognisers)
 
 

@@ -99,6 +99,7 @@ class LossConfig:
     identity_jitter: float = 0.0  # random shift of the 112 crop in px, so that the loss cannot be met by one pixel grid
     identity_blur: float = 0.0  # largest sigma in px by which crops are blurred, so that it cannot be met by fine noise
     identity_noise: float = 0.0  # largest sigma, in [-1,1], of noise on both crops: only what survives it counts
+    identity_seen: float = 0.0  # power of cos(input, truth) that each face weighs; 0 = all alike
 
 
 @dataclass

@@ -44,7 +44,8 @@ WRONG = [
     ("degradation.jpeg", "[0, 50]"), ("degradation.downscale", "[0, 4]"), ("degradation.kernel_size", "20"),
     ("degradation.gray", "2"), ("degradations.x4.sigm", "[1, 2]"), ("degradations.x4.noise", "[-1, 2]"),
     ("degradations.x4", "3"), ("net.ch_mult[1]", "[1, x]"), ("net.ch_mult[0]", "[{a: 1}]"), ("loss.gan_norm", "layer"),
-    ("loss.perceptual_every", "0"), ("loss.l1", "[1]"), ("fidelity.code_selection", "argmax"), ("fidelity.full", "1.5"),
+    ("loss.perceptual_every", "0"), ("loss.l1", "[1]"), ("loss.mse", "-1"), ("loss.ssim", "-1"),
+    ("loss.identity_seen", "-1"), ("fidelity.code_selection", "argmax"), ("fidelity.full", "1.5"),
     ("recogniser.method", "copy"),
 ]  # fmt: skip
 

@@ -100,6 +100,24 @@ def test_recogniser_runs_in_fp32_whatever_surrounds_it(listener):
     assert loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
+def test_a_face_weighs_what_its_input_still_shows(listener):
+    generator = torch.Generator().manual_seed(0)
+    truth, restored, other = (torch.rand(3, 3, 128, 128, generator=generator) * 2 - 1 for _ in range(3))
+    degraded = torch.stack([truth[0], truth[1].lerp(other[1], 0.5), -truth[2]])
+    loss = IdentityLoss([listener], seen=0.5)
+    alone = [[x[i : i + 1] for x in (restored, truth, degraded)] for i in range(3)]
+    seen = torch.stack([loss(a, b, degraded=c) for a, b, c in alone])
+    plain = torch.stack([loss(a, b) for a, b, _ in alone])  # without an input all alike
+    crops = [listener(loss._crop(x, None, None)) for x in (degraded, truth)]
+    share = F.cosine_similarity(*crops).clamp(min=0).sqrt()
+    assert torch.allclose(seen, share * plain, atol=1e-5)
+    assert share[0] == pytest.approx(1, abs=1e-3) and 0 < share[1] < 0.99 and share.min() == share[2]
+    assert torch.equal(IdentityLoss([listener])(restored, truth, degraded=degraded), loss(restored, truth))  # power 0
+    inputs = degraded.requires_grad_()
+    loss(restored.requires_grad_(), truth, degraded=inputs).backward()
+    assert inputs.grad is None and restored.grad.abs().sum() > 0
+
+
 def test_jitter_belongs_to_the_sample(listener):
     image = (torch.rand(1, 3, 128, 128) * 2 - 1).expand(3, -1, -1, -1).clone()
     loss = IdentityLoss([listener], jitter=3.0, seed=1)

@@ -63,7 +63,7 @@ class FidelityStage(CodeStage):
         rec = self._reconstruction(image, truth, step, out)
         total = total + rec
         if self.identity is not None and step >= loss.identity_start:
-            out["identity"] = self.identity(image, truth, batch["position"])
+            out["identity"] = self.identity(image, truth, batch["position"], degraded)
             total = total + loss.identity * out["identity"]
         if self.discriminator is not None:
             largest = self.net.fuse_convs_dict[str(max(self.net.config.connect_list))]
