@@ -106,13 +106,13 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_844,
-        sha256="a937bebeddb02438dbdfa3d9e73a48f306e2180dbaf24f895b50f0376dd60ca0",
+        bytes=13_256_836,
+        sha256="a67943ef4afb88519344423ca4ea2569d9b1ac957a9ab736b94b3e5e13bd6934",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_860,
-        sha256="8227293a5637e5ebfc3027e15c22003afdaae3c7ff35f340fa748baab94426ac",
+        bytes=13_256_884,
+        sha256="da6977c8941e4c36434d4152c9f480a5b55f70d3594285297d66c56f328746b2",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
