@@ -64,6 +64,8 @@ def test_fp32_equals_the_network(cfg, w, adain, layout):
 
 
 def test_mixed_precision_rounds_the_image_only(layout):
+    if not strips.cpu_has_bf16():
+        pytest.skip("this CPU has no bf16")
     net, x = build(TINY), faces(TINY)
     exact, mixed = accelerate(net, "cpu", "fp32"), accelerate(net, "cpu", "bf16")
     for ours, theirs in zip(mixed(x, 0.7, True)[1:], exact(x, 0.7, True)[1:]):
@@ -119,6 +121,8 @@ def test_kept_results_are_not_overwritten():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_network_and_process_stay_as_they_were(precision):
+    if precision == "bf16" and not strips.cpu_has_bf16():
+        pytest.skip("this CPU has no bf16")
     net, x = build(TINY), faces(TINY)
     before = copy.deepcopy(net.state_dict())
     strides = {k: v.stride() for k, v in net.state_dict().items()}
@@ -225,6 +229,18 @@ def test_plain_yardstick_is_the_same_network():
     for w, use_adain in ((0.0, False), (0.6, True)):
         for ours, theirs in zip(plain_forward(net, x, w, use_adain), net(x, w, use_adain)):
             torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_refused_where_the_cpu_lacks_it(monkeypatch, native):
+    """oneDNN's own error names an operator and no remedy."""
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: native)
+    if native or strips._onednn_ops() is None:
+        assert choose_precision("cpu", "bf16") == "bf16"
+    else:
+        with pytest.raises(BadOption, match="AVX-512.*use auto or fp32"):
+            accelerate(build(TINY), "cpu", "bf16")
+    assert choose_precision("cuda", "bf16") == "bf16"
 
 
 def test_bad_requests_are_refused():

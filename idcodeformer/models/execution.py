@@ -20,7 +20,7 @@ from ..device import resolve_device
 from ..errors import BadOption
 from .codeformer import CodeFormer, CodeState, adain_codes
 from .strip_blocks import Map, RunFuse, compile_blocks
-from .strips import Scratch, as_rows
+from .strips import Scratch, as_rows, cpu_has_bf16
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +30,7 @@ def choose_precision(device: torch.device | str, precision: Precision = "auto") 
     """What "auto" means on a device: on CUDA bf16 where it is native, else fp16; elsewhere fp32.
 
     On a CPU bf16 pays only where it is native (AVX512-BF16, AMX), so it is left to who asks for it. Raises BadOption
-    for an unknown name, and for fp16 on the CPU, where it is slower than fp32.
+    for an unknown name, for fp16 on the CPU, where it is slower than fp32, and for bf16 on a CPU that lacks it.
     """
     kind = torch.device(device).type
     if precision == "auto":
@@ -41,6 +41,8 @@ def choose_precision(device: torch.device | str, precision: Precision = "auto") 
         raise BadOption(f"precision is {precision!r}; use auto, {', '.join(_DTYPES)}.")
     if precision == "fp16" and kind == "cpu":
         raise BadOption("precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+    if precision == "bf16" and kind == "cpu" and not cpu_has_bf16():
+        raise BadOption("precision bf16 needs AVX-512, which this CPU lacks; use auto or fp32.")
     return precision
 
 

@@ -106,6 +106,12 @@ class Moments:
         return scale.flatten().float(), shift.flatten().float()
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU takes bf16 convolutions: oneDNN wants AVX-512 for them, plain layers want nothing."""
+    ops = _onednn_ops()
+    return ops is None or bool(ops._is_mkldnn_bf16_supported())
+
+
 class Conv:
     """A convolution with its weights laid out once. Height is never padded: the strip brings its neighbour rows."""
 

@@ -52,7 +52,9 @@ def compare(one: Path, two: Path, start: dict[str, torch.Tensor]) -> None:
     for name, curve in mine.items():
         assert curve.keys() == theirs[name].keys()
         for step, value in curve.items():
-            assert theirs[name][step] == pytest.approx(value, rel=1e-3, abs=1e-6), (name, step)
+            # a ratio of two gradients' norms: it carries the rounding of all steps before, twice
+            rel = 5e-3 if name == "gan_weight" else 1e-3
+            assert theirs[name][step] == pytest.approx(value, rel=rel, abs=1e-6), (name, step)
     a, b = (read_checkpoint(folder / "last.ckpt") for folder in (one, two))
     moved = apart = 0.0
     for key, value in a["ema"].items():
