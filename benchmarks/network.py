@@ -13,6 +13,7 @@ import torch
 from idcodeformer.allocator import keep_pages
 from idcodeformer.models.codeformer import CodeFormer
 from idcodeformer.models.execution import accelerate
+from idcodeformer.models.strips import cpu_has_bf16
 
 from .common import arguments, finish, interleaved, seconds_of, set_threads, table
 from .plain import plain_forward
@@ -44,8 +45,7 @@ def main() -> None:
 
 def measure(network: CodeFormer, x: torch.Tensor, options) -> list[dict[str, object]]:
     """One row per variant, the plain pass first."""
-    fp32, mixed = accelerate(network, "cpu", "fp32"), accelerate(network, "cpu", "bf16")
-    w = options.w
+    fp32, w = accelerate(network, "cpu", "fp32"), options.w
 
     def module() -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
@@ -55,8 +55,10 @@ def measure(network: CodeFormer, x: torch.Tensor, options) -> list[dict[str, obj
         "plain eager fp32": lambda: plain_forward(network, x, w, True),
         "the module (SDPA, inference mode)": module,
         "engine fp32": lambda: fp32(x, w, True),
-        "engine bf16 decoder": lambda: mixed(x, w, True),
     }
+    if cpu_has_bf16():
+        mixed = accelerate(network, "cpu", "bf16")
+        variants["engine bf16 decoder"] = lambda: mixed(x, w, True)
     image, logits, _ = variants["plain eager fp32"]()
     timed = {name: seconds_of(run, options.clock) for name, run in variants.items()}
     seconds = interleaved(timed, options.rounds, options.statistic)
