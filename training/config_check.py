@@ -85,7 +85,7 @@ def _check_degradation(name: str, config: DegradationConfig) -> None:
 def _check_losses(config: TrainConfig) -> None:
     loss = config.loss
     image = ("l1", "pooled", "mse", "ssim", "perceptual", "gan")
-    for key in (*image, "codebook", "commitment", "feature", "code", "identity"):
+    for key in (*image, "anchor", "codebook", "commitment", "feature", "code", "identity"):
         _between(f"loss.{key}", getattr(loss, key), 0)
     for key in ("identity_jitter", "identity_blur", "identity_noise", "identity_seen"):
         _between(f"loss.{key}", getattr(loss, key), 0)
@@ -94,6 +94,8 @@ def _check_losses(config: TrainConfig) -> None:
     _one_of("loss.gan_norm", loss.gan_norm, ("batch", "group"))
     if config.stage == "stage3" and loss.identity:
         _refuse("loss.identity", "stage3 has no identity loss; write stage: stage3_id")
+    if config.stage not in ("stage3", "stage3_id") and loss.anchor:
+        _refuse("loss.anchor", f"{config.stage} has no anchor; only stage III has")
     always = loss.l1 or loss.pooled or loss.mse or loss.ssim or (loss.perceptual and loss.perceptual_every == 1)
     if config.stage in ("stage1", "stage3", "stage3_id") and loss.gan and not always:
         _refuse("loss.gan", "it follows the gradient of l1 and perceptual; give one of them a weight in every step")

@@ -30,6 +30,19 @@ def pooled_l1(image: Tensor, truth: Tensor, side: int) -> Tensor:
     return F.l1_loss(F.avg_pool2d(image, side, ceil_mode=True), F.avg_pool2d(truth, side, ceil_mode=True))
 
 
+def rim_weights(side: int) -> Tensor:
+    """[side,side] in [0,1] for FFHQ-aligned faces: 1 outside the ArcFace crop, falling to 0 over an eighth of ``side``.
+
+    Recognisers see little at the border of their crop, so the weight falls off within it.
+    """
+    pixels = torch.zeros(1, 1, side, side, requires_grad=True)
+    (seen,) = torch.autograd.grad(arcface_crop(pixels).sum(), pixels)  # what each pixel gives to the crop
+    reach = side // 8
+    inside = (seen > seen.max() / 2).to(seen.dtype)
+    means = F.avg_pool2d(inside, 2 * reach + 1, 1, reach)  # 1/2 at the border of the crop, 1 from ``reach`` inside
+    return 1 - (2 * means[0, 0] - 1).clamp(0, 1)
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of the discriminator (Lim & Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

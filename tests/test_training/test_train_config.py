@@ -45,6 +45,7 @@ WRONG = [
     ("degradation.gray", "2"), ("degradations.x4.sigm", "[1, 2]"), ("degradations.x4.noise", "[-1, 2]"),
     ("degradations.x4", "3"), ("net.ch_mult[1]", "[1, x]"), ("net.ch_mult[0]", "[{a: 1}]"), ("loss.gan_norm", "layer"),
     ("loss.perceptual_every", "0"), ("loss.l1", "[1]"), ("loss.mse", "-1"), ("loss.ssim", "-1"),
+    ("loss.anchor", "-1"), ("loss.anchor", "1"),
     ("loss.identity_seen", "-1"), ("fidelity.code_selection", "argmax"), ("fidelity.full", "1.5"),
     ("recogniser.method", "copy"),
 ]  # fmt: skip

@@ -9,7 +9,15 @@ from idcodeformer.models.vqgan import VectorQuantizer, VQGANConfig
 from training.codebook import kmeans, reset_dead
 from training.config import load_config
 from training.data import PairDataset, collate, to_unit
-from training.losses import adaptive_weight, arcface_logits, code_losses, distillation, hinge_discriminator, pooled_l1
+from training.losses import (
+    adaptive_weight,
+    arcface_logits,
+    code_losses,
+    distillation,
+    hinge_discriminator,
+    pooled_l1,
+    rim_weights,
+)  # fmt: skip
 from training.metrics import ssim
 from training.stages import build_stage
 
@@ -55,6 +63,20 @@ def test_pooled_l1_sees_a_shift_of_colour_beneath_detail():
     assert loss.item() == pytest.approx(0.05, rel=1e-4)
     assert torch.allclose(image.grad, torch.full_like(image, 1 / image.numel()))  # each pixel pulls the same way
     assert pooled_l1(torch.ones(1, 3, 20, 20), torch.zeros(1, 3, 20, 20), 16) == 1  # squares cut by the edge count
+
+
+@pytest.mark.parametrize("side", [64, 128, 512])
+def test_the_rim_is_what_lies_beyond_the_recognisers_crop(side):
+    """The crop of the FFHQ template is the square (64.8, 61.2) to (448.2, 444.6) of 512 px."""
+    rim, scale, reach = rim_weights(side), side / 512, side // 8
+    middle = round(254 * scale)
+    assert rim.shape == (side, side) and float(rim.min()) == 0 and float(rim.max()) == 1
+    for line, start in ((rim[middle], 64.8), (rim[:, middle], 61.2)):
+        near, far = round(start * scale), round((start + 383.4) * scale)
+        assert bool((line[near + reach + 2 : far - reach - 2] == 0).all())
+        assert bool((line[: near - 1] > 0.9).all()) and bool((line[far + 1 :] > 0.9).all())
+        assert float(line[near + reach // 2]) == pytest.approx(0.5, abs=0.15)  # half-way down the slope
+        assert bool((line[: near + reach].diff() <= 1e-6).all())  # falls towards the face
 
 
 def test_the_pooled_term_enters_with_its_weight(base, faces):

@@ -131,6 +131,11 @@ def test_w_of_zero_with_a_discriminator_does_not_crash(runs, train, arguments, t
         (["stage=stage3", "init={second}", "vqgan={other}"], "vqgan"),
         (["stage=stage1", "loss.perceptual=1"], "loss.perceptual_weights"),
         (["stage=stage3_id", "init={second}", "vqgan={first}", "loss.identity=1"], "loss.identity_weights"),
+        (["stage=stage3", "init={second}", "vqgan={first}", "loss.anchor=1"], "loss.anchor_weights"),
+        (
+            ["stage=stage3", "init={second}", "vqgan={first}", "loss.anchor=1", "loss.anchor_weights={first}"],
+            "position_emb",
+        ),
         (["stage=recogniser"], "recogniser.teacher"),
         (["stage=stage2", "init={first}", "net.nf=16"], "net."),
         (["stage=stage1", "accelerator=tpu"], "accelerator"),
@@ -181,3 +186,31 @@ def test_codebook_and_generator_may_come_from_a_stage_1_that_went_on(runs, argum
     for k, v in second.items():
         further = k.split(".")[0] in ("quantize", "generator")
         assert torch.equal(state[k], first["ema"][k] if further else v) or k.startswith("fuse"), k
+
+
+def test_the_anchor_holds_the_picture_beyond_the_face_to_that_of_a_frozen_network(runs, arguments, base, faces):
+    """Nothing to pay at the anchor itself, nothing for a change inside the face, and the anchor never moves."""
+    path = runs["stage3_id"] / "last.ckpt"
+    words = [f"data.roots=[{faces}]", *arguments["control"], f"init={path}", "loss.gan=0"]
+    plain = build_stage(load_config(base, words)).eval()
+    stage = build_stage(load_config(base, [*words, "loss.anchor=3", f"loss.anchor_weights={path}"])).eval()
+    data = PairDataset(stage.config.data, stage.config.degradation, 0)
+    batch = collate([data[0], data[1], data[2]])
+    with torch.no_grad():
+        out = stage(batch, 0)
+        assert float(out["anchor"]) == 0 and torch.equal(out["total"], plain(batch, 0)["total"])
+        stage.net.generator.blocks[-1].bias += 0.1
+        out = stage(batch, 0)
+    assert float(out["anchor"]) == pytest.approx(0.01 * float(stage.rim.mean()), rel=1e-4)
+    plain.net.load_state_dict(stage.net.state_dict())
+    with torch.no_grad():
+        without = float(plain(batch, 0)["total"])
+    assert float(out["total"]) == pytest.approx(without + 3 * float(out["anchor"]), rel=1e-5)
+    image = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    (pull,) = torch.autograd.grad(stage._kept(image, torch.zeros(1, 3, 64, 64), torch.ones(1)), image)
+    assert bool((pull[0, :, 24:40, 24:40] == 0).all()) and bool((pull[0, :, 0] != 0).any())
+
+    stage.train()
+    stage(batch, 0)["total"].backward()
+    assert not stage.anchor.training and all(p.grad is None for p in stage.anchor.parameters())
+    assert all(p.grad is not None for p in stage.net.encoder.parameters())

@@ -21,7 +21,7 @@ from ..metrics import ssim
 from ..weights import load_network
 
 Batch = dict[str, Any]
-FROZEN = ("teacher", "target", "perceptual", "identity")  # networks that come from files and never change
+FROZEN = ("teacher", "target", "anchor", "perceptual", "identity")  # networks that come from files and never change
 
 
 def vqgan_config(config: TrainConfig) -> VQGANConfig:

@@ -4,11 +4,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from idcodeformer.models.codeformer import CodeFormer
+
 from ..config import ConfigError, TrainConfig
 from ..data import to_unit
 from ..draws import uniform
+from ..losses import rim_weights
 from ..weights import load_part
-from .base import Batch, Stage
+from .base import Batch, Stage, codeformer_config
 from .codes import AUTOENCODER, PREDICTION, CodeStage
 
 
@@ -27,6 +30,16 @@ class FidelityStage(CodeStage):
         super().__init__(config)
         self._make_discriminator()
         self._image_terms()
+        self.anchor = self._anchor_network() if config.loss.anchor else None
+
+    def _anchor_network(self) -> CodeFormer:
+        path = self.config.loss.anchor_weights
+        if not path:
+            raise ConfigError("Configuration key 'loss.anchor_weights': name a CodeFormer file, or set loss.anchor=0.")
+        net = CodeFormer(codeformer_config(self.config))
+        load_part(net, path, (*AUTOENCODER, *PREDICTION, "fuse_convs_dict"))
+        self.register_buffer("rim", rim_weights(self.config.net.img_size), persistent=False)
+        return net.eval().requires_grad_(False)
 
     def _load(self, path: str) -> None:
         own = self.config.fidelity.generator_from_vqgan
@@ -50,6 +63,13 @@ class FidelityStage(CodeStage):
         rule = self.config.fidelity
         return bool(rule.code_only_every) and step >= rule.code_only_from and step % rule.code_only_every != 0
 
+    def _kept(self, image: Tensor, degraded: Tensor, w: Tensor) -> Tensor:
+        """Mean square of the difference to the anchor's picture of the same input, beyond the recognisers' crop."""
+        assert self.anchor is not None
+        with torch.no_grad():
+            kept = self.anchor(degraded, w, self.config.fidelity.adain)[0].float()
+        return ((image - kept).square() * self.rim).mean()
+
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         rule, loss, out = self.config.fidelity, self.config.loss, {}
         degraded = to_unit(batch["degraded"], self.device)
@@ -62,6 +82,9 @@ class FidelityStage(CodeStage):
         image = self.net.decode(state, w, rule.adain, rule.detach_features).float()
         rec = self._reconstruction(image, truth, step, out)
         total = total + rec
+        if self.anchor is not None:
+            out["anchor"] = self._kept(image, degraded, w)
+            total = total + loss.anchor * out["anchor"]
         if self.identity is not None and step >= loss.identity_start:
             out["identity"] = self.identity(image, truth, batch["position"], degraded)
             total = total + loss.identity * out["identity"]
