@@ -106,13 +106,13 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_836,
-        sha256="a67943ef4afb88519344423ca4ea2569d9b1ac957a9ab736b94b3e5e13bd6934",
+        bytes=13_256_932,
+        sha256="18054fa96f17ef971b217dd5d184fe1e04870570c981f041cee122a024993e26",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_884,
-        sha256="da6977c8941e4c36434d4152c9f480a5b55f70d3594285297d66c56f328746b2",
+        bytes=13_256_980,
+        sha256="4b00fee9fb33808f7baa368e8206f0ce5ff2b2b93db05f440d592158f145a1c9",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
