@@ -17,7 +17,7 @@ from training.losses import (
     hinge_discriminator,
     pooled_l1,
     rim_weights,
-)  # fmt: skip
+)
 from training.metrics import ssim
 from training.stages import build_stage
 
