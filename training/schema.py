@@ -83,6 +83,7 @@ class LossConfig:
     ssim: float = 0.0  # 1 - SSIM (Zhao et al. 2017, "Loss Functions for Image Restoration")
     anchor: float = 0.0  # mean square of the difference to what a frozen network makes of the input, beyond the face
     anchor_weights: str | None = None  # that network's file: the control, or where both arms start
+    anchor_shift: bool = True  # false: each colour's mean over the rim is free, for an anchor whose colours are off
     perceptual: float = 1.0
     perceptual_every: int = 1  # steps; on the others it is left out, on these its weight is that many times larger
     perceptual_weights: str | None = None  # file of LPIPS (VGG or AlexNet) or st-LPIPS

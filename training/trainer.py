@@ -48,8 +48,8 @@ class Trainer:
         self.fixed = validation_set(config) if self.fabric.is_global_zero else {"skipped": []}
         self.log = RunLog(self.folder, self.start, config.steps, self.fabric.is_global_zero)
         self.log.skip(self.fixed.pop("skipped"))
-        self.log.notice(precision_notice(config, self.fabric.device))
         if self.fabric.is_global_zero:
+            self.log.notice(precision_notice(config, self.fabric.device))
             save_yaml(config, self.folder / "config.yaml")
 
     def _setup(self) -> None:

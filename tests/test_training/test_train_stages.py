@@ -203,6 +203,14 @@ def test_the_anchor_holds_the_picture_beyond_the_face_to_that_of_a_frozen_networ
         stage.net.generator.blocks[-1].bias += 0.1
         out = stage(batch, 0)
     assert float(out["anchor"]) == pytest.approx(0.01 * float(stage.rim.mean()), rel=1e-4)
+    stage.config.loss.anchor_shift = False  # a shift of colour is free then, and nothing else
+    with torch.no_grad():
+        assert float(stage(batch, 0)["anchor"]) < 1e-10
+        tilt = torch.linspace(-0.1, 0.1, 64).expand(1, 3, 64, 64)
+        black = torch.zeros(1, 3, 64, 64)
+        shifted, level = (stage._kept(tilt + shift, black, torch.ones(1)) for shift in (0.3, 0.0))
+        assert float(shifted) == pytest.approx(float(level), rel=1e-4) and float(level) > 0
+    stage.config.loss.anchor_shift = True
     plain.net.load_state_dict(stage.net.state_dict())
     with torch.no_grad():
         without = float(plain(batch, 0)["total"])

@@ -68,7 +68,10 @@ class FidelityStage(CodeStage):
         assert self.anchor is not None
         with torch.no_grad():
             kept = self.anchor(degraded, w, self.config.fidelity.adain)[0].float()
-        return ((image - kept).square() * self.rim).mean()
+        change = image - kept
+        if not self.config.loss.anchor_shift:
+            change = change - (change * self.rim).mean((2, 3), keepdim=True) / self.rim.mean()
+        return (change.square() * self.rim).mean()
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         rule, loss, out = self.config.fidelity, self.config.loss, {}
