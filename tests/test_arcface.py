@@ -51,6 +51,15 @@ def test_any_side_any_batch_and_a_gradient(name):
         net(torch.zeros(1, 1, 112, 112))
 
 
+@pytest.mark.parametrize(("name", "coarsest"), [(name, 8 if "Gray" in name else 7) for name in NETS])
+def test_levels_end_each_resolution(name, coarsest):
+    net, sides = randomised(NETS[name]()), []
+    for level in net.levels:
+        level.register_forward_hook(lambda _module, _args, out: sides.append(out.shape[2]))
+    net(torch.zeros(1, 3, 112, 112))
+    assert sides == [coarsest * 2**k for k in reversed(range(len(sides)))] and len(sides) >= 3
+
+
 def test_iresnet_is_the_published_order_of_operations():
     net = randomised(IResNet(IResNetConfig(**NARROW)))
     s = net.state_dict()

@@ -73,7 +73,7 @@ class Exporter:
             at = self.add("Sub", at, self.store(torch.tensor([127.5])))
             at = self.add("Mul", at, self.store(torch.tensor([1 / 127.5])))
         at = self.prelu(self.conv(at, net.conv1, net.bn1), net.prelu)
-        for unit in (u for stage in net.stages for u in stage):
+        for unit in (u for stage in net.levels for u in stage):
             inner = self.prelu(self.conv(self.norm(at, unit.bn1), unit.conv1, unit.bn2), unit.prelu)
             inner = self.conv(inner, unit.conv2, unit.bn3)
             outer = at if unit.downsample is None else self.conv(at, *unit.downsample)

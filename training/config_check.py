@@ -87,7 +87,7 @@ def _check_losses(config: TrainConfig) -> None:
     image = ("l1", "pooled", "mse", "ssim", "perceptual", "gan")
     for key in (*image, "anchor", "codebook", "commitment", "feature", "code", "identity"):
         _between(f"loss.{key}", getattr(loss, key), 0)
-    for key in ("identity_jitter", "identity_blur", "identity_noise", "identity_seen"):
+    for key in ("identity_jitter", "identity_blur", "identity_noise", "identity_seen", "identity_maps"):
         _between(f"loss.{key}", getattr(loss, key), 0)
     _between("loss.perceptual_every", loss.perceptual_every, 1)
     _between("loss.pooled_side", loss.pooled_side, 1, config.net.img_size)

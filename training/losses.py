@@ -90,10 +90,12 @@ class IdentityLoss(nn.Module):
         blur: float = 0.0,
         noise: float = 0.0,
         seen: float = 0.0,
+        maps: float = 0.0,
     ):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
-        self.jitter, self.seed, self.blur, self.noise, self.seen = jitter, seed, blur, noise, seen
+        self.jitter, self.seed, self.blur, self.noise = jitter, seed, blur, noise
+        self.seen, self.maps = seen, maps
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
@@ -109,14 +111,28 @@ class IdentityLoss(nn.Module):
         grid = F.affine_grid(theta, list(crop.shape), align_corners=False)
         return F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
 
+    def _look(self, network: nn.Module, crop: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding of a crop and, where they count, the maps of every resolution behind it."""
+        seen: list[Tensor] = []
+        levels = network.levels if self.maps else []
+        handles = [level.register_forward_hook(lambda _module, _args, out: seen.append(out)) for level in levels]
+        try:
+            return network(crop), seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def forward(
         self, restored: Tensor, truth: Tensor, positions: Tensor | None = None, degraded: Tensor | None = None
     ) -> Tensor:
-        """[N,3,S,S] each -> scalar in [0,2].
+        """[N,3,S,S] each -> scalar in [0,2], with ``maps`` in [0, 2 + 2 maps].
 
         Jitter, blur and noise go by the samples' ``positions`` [N], alike for all crops; None = none of them. With
         ``degraded`` and ``seen`` > 0 each face weighs cos(degraded, truth) ** ``seen``, at least 0: what the input no
-        longer shows of the person can only be guessed, and a guess costs fidelity.
+        longer shows of the person can only be guessed, and a guess costs fidelity. ``maps`` > 0 adds that many times
+        1 - cosine of the maps behind the embedding, over channels, averaged over positions and resolutions: one number
+        a face makes a noisy gradient, they say where the face is not the person's. (Li et al. 2019, FaceShifter, and
+        Rosberg et al. 2023, FaceDancer, compare inner maps of recognisers too.)
         """
         offset, sigma, grain = None, None, 0.0
         if self.jitter and positions is not None:
@@ -134,11 +150,16 @@ class IdentityLoss(nn.Module):
             total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():
-                    target = network(crop_truth)
+                    target, target_maps = self._look(network, crop_truth)
                     shown = 1.0
                     if crop_input is not None:
                         shown = F.cosine_similarity(network(crop_input), target, dim=1).clamp(min=0) ** self.seen
-                total = total + (shown * (1 - F.cosine_similarity(network(crop), target, dim=1))).mean()
+                embedding, own_maps = self._look(network, crop)
+                away = 1 - F.cosine_similarity(embedding, target, dim=1)
+                for own, other in zip(own_maps, target_maps, strict=True):
+                    differ = 1 - F.cosine_similarity(own, other, dim=1).mean((1, 2))
+                    away = away + self.maps / len(own_maps) * differ
+                total = total + (shown * away).mean()
             return total / len(self.recognisers)
 
 

@@ -103,6 +103,7 @@ class LossConfig:
     identity_blur: float = 0.0  # largest sigma in px by which crops are blurred, so that it cannot be met by fine noise
     identity_noise: float = 0.0  # largest sigma, in [-1,1], of noise on both crops: only what survives it counts
     identity_seen: float = 0.0  # power of cos(input, truth) that each face weighs; 0 = all alike
+    identity_maps: float = 0.0  # weight, beside 1 for the embedding, of the recogniser's maps at every resolution
 
 
 @dataclass

@@ -9,6 +9,7 @@ network that wants 128 px gets the same crop enlarged.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor, nn
 
@@ -39,6 +40,11 @@ class IResNetConfig(NetworkConfig):
 
 def _shortcut(cin: int, cout: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+
+
+def _layers(net: nn.Module) -> list[nn.Module]:
+    """layer1, layer2, ... of a network: every one halves."""
+    return [module for name, module in net.named_children() if name.startswith("layer")]
 
 
 class IResUnit(nn.Module):
@@ -81,14 +87,13 @@ class IResNet(EmbeddingNet):
         self.features = nn.BatchNorm1d(cfg.embedding_dim)
 
     @property
-    def stages(self) -> list[nn.Module]:
-        """The residual stages in order."""
-        return [getattr(self, f"layer{i}") for i in range(1, len(self.config.layers) + 1)]
+    def levels(self) -> list[nn.Module]:
+        return _layers(self)
 
     def embed(self, x: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(x)))
-        for stage in self.stages:
-            x = stage(x)
+        for layer in self.levels:
+            x = layer(x)
         return self.features(self.fc(self.dropout(self.bn2(x).flatten(1))))
 
 
@@ -147,6 +152,10 @@ class IRSE50(EmbeddingNet):
             nn.BatchNorm1d(cfg.embedding_dim),
         )
 
+    @property
+    def levels(self) -> list[nn.Module]:
+        return [self.body[end - 1] for end in accumulate(self.config.layers)]
+
     def embed(self, x: Tensor) -> Tensor:
         return self.output_layer(self.body(self.input_layer(x)))
 
@@ -197,10 +206,14 @@ class ResNet18Gray(EmbeddingNet):
         self.fc5 = nn.Linear(width * cfg.final_side**2, cfg.embedding_dim)
         self.bn5 = nn.BatchNorm1d(cfg.embedding_dim)
 
+    @property
+    def levels(self) -> list[nn.Module]:
+        return _layers(self)
+
     def embed(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.prelu(self.bn1(self.conv1(x))))
-        for i in range(1, len(self.config.layers) + 1):
-            x = getattr(self, f"layer{i}")(x)
+        for layer in self.levels:
+            x = layer(x)
         return self.bn5(self.fc5(self.dropout(self.bn4(x).flatten(1))))
 
 

@@ -30,6 +30,11 @@ class EmbeddingNet(nn.Module):
         """[N,1 or 3,input_size,input_width] -> [N,embedding_dim]."""
         raise NotImplementedError
 
+    @property
+    def levels(self) -> list[nn.Module]:
+        """The last module of each resolution, fine to coarse: their outputs are the maps behind the embedding."""
+        raise NotImplementedError
+
     def prepare(self, x: Tensor) -> Tensor:
         """Resize (bilinear, anti-aliased), turn gray, cut columns and scale, as far as this network asks for it."""
         if x.ndim != 4 or x.shape[1] != 3:

@@ -97,6 +97,10 @@ class MobileFaceNet(EmbeddingNet):
         self.linear7 = _ConvNorm(cfg.head, cfg.head, cfg.final_size, groups=cfg.head, linear=True)
         self.linear1 = _ConvNorm(cfg.head, cfg.embedding_dim, 1, linear=True)
 
+    @property
+    def levels(self) -> list[nn.Module]:
+        return _level_ends(self.blocks, self.config)
+
     def embed(self, x: Tensor) -> Tensor:
         x = self.conv2(self.blocks(self.dw_conv1(self.conv1(x))))
         return self.linear1(self.linear7(x)).flatten(1)
@@ -158,9 +162,19 @@ class FoldedMobileFaceNet(EmbeddingNet):
         self.fc1 = _SameConv(cfg.head, cfg.head, linear=True)
         self.fc2 = _SameConv(cfg.head, cfg.embedding_dim, linear=True)
 
+    @property
+    def levels(self) -> list[nn.Module]:
+        return _level_ends(self.blocks, self.config)
+
     def embed(self, x: Tensor) -> Tensor:
         x = self.head(self.blocks(self.pl(self.dw(self.stem(x)))))
         return self.fc2(self.fc1(self.gdc(x))).flatten(1)
+
+
+def _level_ends(blocks: nn.Sequential, cfg: MobileFaceNetConfig) -> list[nn.Module]:
+    """The last block of each resolution: those before a stride, and the very last."""
+    strides = [first if i == 0 else 1 for _, _, repeats, first in cfg.stages for i in range(repeats)]
+    return [block for block, after in zip(blocks, [*strides[1:], 2], strict=True) if after > 1]
 
 
 def mobilefacenet_config(state: dict[str, Tensor]) -> MobileFaceNetConfig:

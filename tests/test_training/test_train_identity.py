@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from idcodeformer.geometry import ARCFACE_112, ffhq_template
+from idcodeformer.models.arcface import IResNet, IResNetConfig
 from training.losses import IdentityLoss, blurred
 
 
@@ -188,3 +189,20 @@ def test_blur_is_gaussian():
     expected = torch.outer(row, row) / row.sum() ** 2
     assert torch.allclose(soft[1, 0, 4:11, 4:11], expected, atol=1e-6)
     assert soft[1].sum().item() == pytest.approx(1, abs=1e-5)
+
+def test_maps_compare_where_the_face_is_not_the_persons():
+    torch.manual_seed(0)
+    network = IResNet(IResNetConfig(layers=(1, 2), widths=(8, 12), embedding_dim=16, input_size=32)).eval()
+    a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
+    plain, loss = IdentityLoss([network]), IdentityLoss([network], maps=3.0)
+    assert float(loss(a, a)) == pytest.approx(0, abs=1e-5)
+    crops = [network.prepare(loss._crop(x, None, None)) for x in (a, b)]
+    fine = [network.layer1(network.prelu(network.bn1(network.conv1(x)))) for x in crops]
+    coarse = [network.layer2(x) for x in fine]
+    far = [float(1 - F.cosine_similarity(*maps, dim=1).mean()) for maps in (fine, coarse)]
+    assert far[0] != pytest.approx(far[1], abs=1e-3)
+    assert float(loss(a, b)) == pytest.approx(float(plain(a, b)) + 3 * sum(far) / 2, abs=1e-5)
+    image = a.requires_grad_()
+    loss(image, b).backward()
+    assert image.grad.abs().sum() > 0 and all(p.grad is None for p in network.parameters())
+    assert not any(level._forward_hooks for level in network.levels)  # nothing stays behind
