@@ -106,13 +106,13 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_932,
-        sha256="18054fa96f17ef971b217dd5d184fe1e04870570c981f041cee122a024993e26",
+        bytes=13_256_964,
+        sha256="1be2fade6f3fa981449176f8669642c3f0cc0450728d23325a0f7249d64f9105",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_980,
-        sha256="4b00fee9fb33808f7baa368e8206f0ce5ff2b2b93db05f440d592158f145a1c9",
+        bytes=13_257_012,
+        sha256="d2c4dcaa9c2593a80cea6eebb5ec62ec06fa20e32f7f3d70d3d46652f64e26e1",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
