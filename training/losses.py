@@ -131,8 +131,8 @@ class IdentityLoss(nn.Module):
         ``degraded`` and ``seen`` > 0 each face weighs cos(degraded, truth) ** ``seen``, at least 0: what the input no
         longer shows of the person can only be guessed, and a guess costs fidelity. ``maps`` > 0 adds that many times
         1 - cosine of the maps behind the embedding, over channels, averaged over positions and resolutions: one number
-        a face makes a noisy gradient, they say where the face is not the person's. (Li et al. 2019, FaceShifter, and
-        Rosberg et al. 2023, FaceDancer, compare inner maps of recognisers too.)
+        a face makes a noisy gradient, they say where the face is not the person's. (Rosberg et al. 2023, FaceDancer,
+        compare inner maps of a recogniser too.)
         """
         offset, sigma, grain = None, None, 0.0
         if self.jitter and positions is not None:
