@@ -34,6 +34,16 @@ class MobileFaceNetConfig(NetworkConfig):
     pixel_scale: float = 127.5 / 128  # both public files were trained on (p - 127.5) / 128, p in 0..255
 
     @property
+    def blocks(self) -> list[tuple[int, int, int, int]]:
+        """(channels in, channels out, stride, expansion) of every bottleneck."""
+        shapes, channels = [], self.stem
+        for expansion, cout, repeats, first in self.stages:
+            for i in range(repeats):
+                shapes.append((channels, cout, first if i == 0 else 1, expansion))
+                channels = cout
+        return shapes
+
+    @property
     def final_size(self) -> tuple[int, int]:
         """(height, width) of the last feature map, which the global depthwise convolution covers."""
         stride = 2
@@ -87,13 +97,8 @@ class MobileFaceNet(EmbeddingNet):
         self.embedding_dim, self.input_width, self.pixel_scale = cfg.embedding_dim, cfg.input_width, cfg.pixel_scale
         self.conv1 = _ConvNorm(3, cfg.stem, 3, 2, 1)
         self.dw_conv1 = _ConvNorm(cfg.stem, cfg.stem, 3, 1, 1, cfg.stem)
-        blocks, channels = [], cfg.stem
-        for expansion, cout, repeats, first in cfg.stages:
-            for i in range(repeats):
-                blocks.append(_Bottleneck(channels, cout, first if i == 0 else 1, expansion))
-                channels = cout
-        self.blocks = nn.Sequential(*blocks)
-        self.conv2 = _ConvNorm(channels, cfg.head, 1)
+        self.blocks = nn.Sequential(*(_Bottleneck(*shape) for shape in cfg.blocks))
+        self.conv2 = _ConvNorm(cfg.stages[-1][1], cfg.head, 1)
         self.linear7 = _ConvNorm(cfg.head, cfg.head, cfg.final_size, groups=cfg.head, linear=True)
         self.linear1 = _ConvNorm(cfg.head, cfg.embedding_dim, 1, linear=True)
 
@@ -151,13 +156,8 @@ class FoldedMobileFaceNet(EmbeddingNet):
         self.stem = _SameConv(3, cfg.stem, 3, 2)
         self.dw = _SameConv(cfg.stem, cfg.stem, 3, 1, cfg.stem)
         self.pl = _SameConv(cfg.stem, cfg.stem, linear=True)
-        blocks, channels = [], cfg.stem
-        for expansion, cout, repeats, first in cfg.stages:
-            for i in range(repeats):
-                blocks.append(_FoldedBottleneck(channels, cout, first if i == 0 else 1, expansion))
-                channels = cout
-        self.blocks = nn.Sequential(*blocks)
-        self.head = _SameConv(channels, cfg.head)
+        self.blocks = nn.Sequential(*(_FoldedBottleneck(*shape) for shape in cfg.blocks))
+        self.head = _SameConv(cfg.stages[-1][1], cfg.head)
         self.gdc = _SameConv(cfg.head, cfg.head, cfg.final_size, groups=cfg.head, linear=True, valid=True)
         self.fc1 = _SameConv(cfg.head, cfg.head, linear=True)
         self.fc2 = _SameConv(cfg.head, cfg.embedding_dim, linear=True)
@@ -173,8 +173,8 @@ class FoldedMobileFaceNet(EmbeddingNet):
 
 def _level_ends(blocks: nn.Sequential, cfg: MobileFaceNetConfig) -> list[nn.Module]:
     """The last block of each resolution: those before a stride, and the very last."""
-    strides = [first if i == 0 else 1 for _, _, repeats, first in cfg.stages for i in range(repeats)]
-    return [block for block, after in zip(blocks, [*strides[1:], 2], strict=True) if after > 1]
+    after = [stride for _, _, stride, _ in cfg.blocks[1:]]
+    return [block for block, stride in zip(blocks, [*after, 2], strict=True) if stride > 1]
 
 
 def mobilefacenet_config(state: dict[str, Tensor]) -> MobileFaceNetConfig:
