@@ -106,13 +106,13 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     _embedded(
         "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_964,
-        sha256="1be2fade6f3fa981449176f8669642c3f0cc0450728d23325a0f7249d64f9105",
+        bytes=13_256_996,
+        sha256="09a19314539af8b79396b5bd7988407cc8550bfdf3f226f3e5605f0c96b3b8ed",
     ),
     _embedded(
         "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_257_012,
-        sha256="d2c4dcaa9c2593a80cea6eebb5ec62ec06fa20e32f7f3d70d3d46652f64e26e1",
+        bytes=13_257_052,
+        sha256="f9f2bc9a64390f156cf2630af0e1b76c78e4729328e27de04aa9c4a479d14cc0",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
