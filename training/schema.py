@@ -28,6 +28,7 @@ class DataConfig:
     shards: list[str] = field(default_factory=list)  # WebDataset tar files (globs, {000..069}), instead of roots
     list_csv: str | None = None  # table with columns path,identity,split relative to the first root
     split: str | None = None  # rows of list_csv to keep
+    extra: list[str] = field(default_factory=list)  # folders beside those, all images; each image is its own identity
     size: int = 512  # px, side of the network's input
     hflip: bool = True
     cache: bool = False  # keep decoded images in memory
@@ -47,6 +48,7 @@ class NetConfig:
     attn_resolutions: list[int] = field(default_factory=lambda: [16])
     codebook_size: int = 1024
     emb_dim: int = 256
+    norm_channels: int = 1
     dim_embd: int = 512
     dim_mlp: int = 1024
     n_head: int = 8

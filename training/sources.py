@@ -51,10 +51,12 @@ def list_images(config: DataConfig) -> list[Entry]:
     elif not config.roots:
         raise DataError("data.roots names no folder. Give one: data.roots=[/folder/of/aligned/faces]")
     else:
-        for root in config.roots:
-            if not Path(root).is_dir():
-                raise DataError(f"There is no folder {root}. Check data.roots.")
+        for key, folders in (("data.roots", config.roots), ("data.extra", config.extra)):
+            for folder in folders:
+                if not Path(folder).is_dir():
+                    raise DataError(f"There is no folder {folder}. Check {key}.")
         entries = _from_table(config) if config.list_csv else _from_folders(config.roots)
+        entries += [Entry(e.path, f"{e.identity}/{e.path.name}") for e in _from_folders(config.extra)]
         where = ", ".join(config.roots) + (f" by {config.list_csv}, split {config.split}" if config.list_csv else "")
     if not entries:
         raise DataError(f"No image in {where} (looked at any depth for {', '.join(sorted(SUFFIXES))}).")

@@ -84,9 +84,9 @@ class TransformerLayer(nn.Module):
 class FuseBlock(nn.Module):
     """Controllable feature transformation, equation 4 of the paper: dec + w * (dec * scale + shift)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm_channels: int = 1):
         super().__init__()
-        self.encode_enc = ResBlock(2 * channels, channels)
+        self.encode_enc = ResBlock(2 * channels, channels, norm_channels)
 
         def branch() -> nn.Sequential:
             return nn.Sequential(
@@ -124,7 +124,9 @@ class CodeFormer(nn.Module):
         self.idx_pred_layer = nn.Sequential(
             nn.LayerNorm(cfg.dim_embd), nn.Linear(cfg.dim_embd, cfg.codebook_size, bias=False)
         )
-        self.fuse_convs_dict = nn.ModuleDict({str(s): FuseBlock(cfg.channels_at(s)) for s in cfg.connect_list})
+        self.fuse_convs_dict = nn.ModuleDict(
+            {str(s): FuseBlock(cfg.channels_at(s), cfg.norm_channels) for s in cfg.connect_list}
+        )
 
     def forward(
         self,

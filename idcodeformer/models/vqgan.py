@@ -26,6 +26,7 @@ class VQGANConfig:
     attn_resolutions: tuple[int, ...] = (16,)  # sides (px) at which attention follows every residual block
     codebook_size: int = 1024  # number of codes
     emb_dim: int = 256  # length of one code
+    norm_channels: int = 1  # fewest channels that share the statistics of a group norm
 
     def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):
@@ -61,19 +62,23 @@ class VQGANConfig:
         return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as published; channel counts that 32 does not divide take the largest power of two that fits."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+def group_norm(channels: int, least: int = 1) -> nn.GroupNorm:
+    """32 groups as published; fewer where 32 does not divide the channels or a group would have under ``least`` of them.
+
+    A group of one channel takes that channel's mean away, so a network whose last norm has such groups can hardly set
+    the picture's colour.
+    """
+    return nn.GroupNorm(math.gcd(32, max(1, channels // least)), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     """[N,Cin,H,W] -> [N,Cout,H,W]: norm, SiLU, 3x3 conv, twice, plus the (projected) input."""
 
-    def __init__(self, cin: int, cout: int):
+    def __init__(self, cin: int, cout: int, norm_channels: int = 1):
         super().__init__()
-        self.norm1 = group_norm(cin)
+        self.norm1 = group_norm(cin, norm_channels)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2 = group_norm(cout)
+        self.norm2 = group_norm(cout, norm_channels)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.conv_out = nn.Conv2d(cin, cout, 1) if cin != cout else None
 
@@ -86,9 +91,9 @@ class ResBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the H*W positions, with 1x1 projections."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm_channels: int = 1):
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, norm_channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -141,21 +146,22 @@ class Encoder(_BlockList):
 
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
+        norm = cfg.norm_channels
         side, channels = cfg.img_size, cfg.nf
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
         self.taps = {}
         for level, mult in enumerate(cfg.ch_mult):
             for _ in range(cfg.res_blocks):
-                blocks.append(ResBlock(channels, cfg.nf * mult))
+                blocks.append(ResBlock(channels, cfg.nf * mult, norm))
                 channels = cfg.nf * mult
                 if side in cfg.attn_resolutions:
-                    blocks.append(AttnBlock(channels))
+                    blocks.append(AttnBlock(channels, norm))
             self.taps[side] = len(blocks) - 1
             if level < len(cfg.ch_mult) - 1:
                 blocks.append(Downsample(channels))
                 side //= 2
-        blocks += [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
-        blocks += [group_norm(channels), nn.Conv2d(channels, cfg.emb_dim, 3, padding=1)]
+        blocks += [ResBlock(channels, channels, norm), AttnBlock(channels, norm), ResBlock(channels, channels, norm)]
+        blocks += [group_norm(channels, norm), nn.Conv2d(channels, cfg.emb_dim, 3, padding=1)]
         self.blocks = nn.ModuleList(blocks)
 
 
@@ -164,22 +170,23 @@ class Generator(_BlockList):
 
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
+        norm = cfg.norm_channels
         side, channels = cfg.latent_side, cfg.nf * cfg.ch_mult[-1]
         blocks: list[nn.Module] = [nn.Conv2d(cfg.emb_dim, channels, 3, padding=1)]
-        blocks += [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
+        blocks += [ResBlock(channels, channels, norm), AttnBlock(channels, norm), ResBlock(channels, channels, norm)]
         self.taps = {}
         for level in reversed(range(len(cfg.ch_mult))):
             for i in range(cfg.res_blocks):
-                blocks.append(ResBlock(channels, cfg.nf * cfg.ch_mult[level]))
+                blocks.append(ResBlock(channels, cfg.nf * cfg.ch_mult[level], norm))
                 channels = cfg.nf * cfg.ch_mult[level]
                 if i == 0:
                     self.taps[side] = len(blocks) - 1
                 if side in cfg.attn_resolutions:
-                    blocks.append(AttnBlock(channels))
+                    blocks.append(AttnBlock(channels, norm))
             if level:
                 blocks.append(Upsample(channels))
                 side *= 2
-        blocks += [group_norm(channels), nn.Conv2d(channels, 3, 3, padding=1)]
+        blocks += [group_norm(channels, norm), nn.Conv2d(channels, 3, 3, padding=1)]
         self.blocks = nn.ModuleList(blocks)
 
 
