@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "gpu": (torch.cuda.is_available(), "needs CUDA"),
+        "webui": (bool(os.environ.get("WEBUI_DIR")), "needs WEBUI_DIR"),
         "comfy": (bool(os.environ.get("COMFYUI_DIR")), "needs COMFYUI_DIR"),
         "parity": (bool(os.environ.get("IDCODEFORMER_PARITY")), "needs IDCODEFORMER_PARITY"),
     }
