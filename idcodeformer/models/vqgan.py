@@ -63,7 +63,7 @@ class VQGANConfig:
 
 
 def group_norm(channels: int, least: int = 1) -> nn.GroupNorm:
-    """32 groups as published; fewer where 32 does not divide the channels or a group would have under ``least`` of them.
+    """32 groups as published; fewer where 32 does not divide the channels or a group would hold under ``least``.
 
     A group of one channel takes that channel's mean away, so a network whose last norm has such groups can hardly set
     the picture's colour.
