@@ -28,8 +28,8 @@ from .schema import (
 
 __all__ = [
     "STAGES", "CodebookConfig", "ConfigError", "DataConfig", "DegradationConfig", "FidelityConfig", "LossConfig",
-    "NetConfig", "OptimConfig", "RecogniserConfig", "TrainConfig", "check", "from_dict", "load_config", "save_yaml",
-    "to_dict",
+    "NetConfig", "OptimConfig", "RecogniserConfig", "TrainConfig", "check", "compose", "from_dict", "load_config",
+    "save_yaml", "to_dict",
 ]  # fmt: skip
 
 
@@ -112,6 +112,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
     """Merge the dataclasses' defaults, a YAML file and ``key=value`` strings. Raises ConfigError naming the key."""
     parts = [] if path is None else [_load(Path(path))]
     return _build([*parts, _parse(overrides)])
+
+
+def compose(base: str | Path, layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> TrainConfig:
+    """As ``load_config``, with mappings merged in between the file and the overrides. Raises ConfigError."""
+    for layer in layers:
+        _check_shape(layer, TrainConfig)
+    return _build([_load(Path(base)), *map(dict, layers), _parse(overrides)])
 
 
 def _build(parts: Sequence[Any]) -> TrainConfig:
