@@ -6,13 +6,14 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .align import align
+from .compositing.blend import paste
+from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
-from .gray import match_gray
-from .identity import IdentityRecogniser, cosine, mean_identity
-from .paste import paste
+from .geometry.alignment import align
+from .identity.recogniser import IdentityRecogniser, cosine, mean_identity
 from .report import Scores, report_lines
-from .selection import Selection, select
+from .restoration.tone import match_gray
+from .runtime.validation import check_images
 from .types import (
     Crops,
     DetectOptions,
@@ -26,7 +27,6 @@ from .types import (
     Upscaler,
     empty_crops,
 )
-from .validation import check_images
 
 _ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
 _FACES_HELD = 64  # crops that stay on the restorer's device between the steps; more wait where the pictures are

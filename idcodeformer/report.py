@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
-from .selection import Selection
+from .detection.selection import Selection
 from .types import FaceReport, Faces, RestoreOptions
 
 

@@ -139,7 +139,7 @@ class DetectFaces:
 
     @staticmethod
     def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
-        from ..idcodeformer.align import align
+        from ..idcodeformer.geometry.alignment import align
 
         both = list(zip(found.faces, found.dropped))
         preview = [draw.annotate(image, *of) for image, of in zip(frames.pixels, both)]

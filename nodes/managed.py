@@ -15,9 +15,9 @@ from ..idcodeformer.errors import BadOption, MissingWeights
 from . import folders, host
 
 if TYPE_CHECKING:
-    from ..idcodeformer.identity import IdentityRecogniser
-    from ..idcodeformer.parse import FaceParser
-    from ..idcodeformer.restore import CodeFormerRestorer
+    from ..idcodeformer.compositing.parsing import FaceParser
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
+    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
     from ..idcodeformer.types import Detector
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class IDCodeFormerModel:
     """The ID_CODEFORMER of the graph: restorer and recogniser, and the parser and the detector once they are needed."""
 
     def __init__(self, model_name: str, precision: str, recogniser_name: str):
-        from ..idcodeformer.models.execution import choose_precision
+        from ..idcodeformer.restoration.engine.execution import choose_precision
         from ..idcodeformer.weights.loading import build
 
         self.name = model_name
@@ -87,8 +87,8 @@ class IDCodeFormerModel:
 
     def restorer(self, faces: int) -> CodeFormerRestorer:
         """The restorer, its network in place, with memory freed for ``faces`` at once."""
-        from ..idcodeformer.memory import bytes_per_face
-        from ..idcodeformer.restore import CodeFormerRestorer
+        from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+        from ..idcodeformer.runtime.memory import bytes_per_face
 
         network = self._restorer.load(bytes_per_face(self.config) * max(1, faces))
         return CodeFormerRestorer(network, self._restorer.device, self.precision)
@@ -99,7 +99,7 @@ class IDCodeFormerModel:
 
     def parser(self, required: bool) -> FaceParser | None:
         """ParseNet where its file is there; else None, or MissingWeights (file, URL, folder) if ``required``."""
-        from ..idcodeformer.parse import FaceParser
+        from ..idcodeformer.compositing.parsing import FaceParser
         from ..idcodeformer.weights.loading import build
 
         if self._parser is None:
@@ -135,7 +135,7 @@ class ManagedRecogniser:
         self._managed = Managed(network)
 
     def load(self) -> IdentityRecogniser:
-        from ..idcodeformer.identity import IdentityRecogniser
+        from ..idcodeformer.identity.recogniser import IdentityRecogniser
 
         return IdentityRecogniser(self._managed.load(), self.name, self._managed.device)
 
@@ -150,7 +150,7 @@ class ManagedDetector:
         self._managed = None if _is_onnx(self._path) else Managed(build(self._path, "retinaface"))
 
     def load(self) -> Detector:
-        from ..idcodeformer.detect import RetinaFaceDetector, SCRFDDetector
+        from ..idcodeformer.detection import RetinaFaceDetector, SCRFDDetector
 
         if self._managed is None:
             return SCRFDDetector(self._path, host.compute_device())

@@ -157,6 +157,6 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
 
 
 def _classes(choice: str) -> tuple[int, ...] | None:
-    from ..idcodeformer.parse import REFERENCE_CLASSES_WITHOUT_HAIR
+    from ..idcodeformer.compositing.parsing import REFERENCE_CLASSES_WITHOUT_HAIR
 
     return {"face without hair": REFERENCE_CLASSES_WITHOUT_HAIR, "inner face": _INNER_FACE}.get(choice)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from .checkpoint import check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
-from .data import PairDataset, PositionBatches, make_loader, to_unit
+from .data.dataset import PairDataset, PositionBatches, make_loader, to_unit
 from .errors import NotFinite
 from .launch import StopSignal, make_fabric, precision_notice
-from .losses import hinge_discriminator
 from .optim import EMA, adam, learning_rate, set_rate
 from .processes import gathered, total
 from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
-from .watch import restore_samples, validate, validation_set
+from .stages.losses import hinge_discriminator
+from .validation import restore_samples, validate, validation_set
 from .weights import move
 
 __all__ = ["EMA", "NotFinite", "Trainer", "learning_rate"]

@@ -31,8 +31,8 @@ def load_pack() -> ModuleType:
 
 def write_tiny_models(models: Path) -> None:
     """A CodeFormer and a recogniser with random weights: fast, and enough for everything but looks."""
-    from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-    from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+    from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+    from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
     from idcodeformer.weights.loading import save
 
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from training.__main__ import main
 from training.checkpoint import read_checkpoint
 from training.config import ConfigError, load_config, to_dict
-from training.replay import DEFAULT, chosen, read_lineage
+from training.tools.replay import DEFAULT, chosen, read_lineage
 
 
 @pytest.fixture
