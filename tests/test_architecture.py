@@ -21,7 +21,7 @@ LAYERS = [
     {"geometry", "networks", "runtime", "files"},
     {"weights"},
     {"detection", "identity", "restoration"},
-    {"compositing", "report"},
+    {"compositing", "report", "guidance"},
     {"pipeline"},
     {"batch"},
     {"cli", "__main__"},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption, UnsupportedWeights
-from ..networks.codeformer import CodeFormer, CodeFormerConfig
+from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
 from ..runtime.validation import check_images
@@ -70,6 +70,18 @@ class CodeFormerRestorer:
             if not 0 <= w <= 1:
                 raise BadOption(f"w is {w}; it must lie between 0 and 1.")
         return self._restore(pixels, list(ws), options or RestoreOptions(), progress)
+
+    @property
+    def decoder(self) -> CodeFormer:
+        """The module that decodes, in the precision of this restorer, for passes that need a gradient."""
+        return self._engine.module
+
+    def encode(self, pixels: Tensor) -> CodeState:
+        """Codes and encoder features of crops [N,3,S,S] in [0,1], on the restorer's device; independent of w."""
+        self._check(pixels)
+        x = pixels.to(self.device, torch.float32)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self._engine.encode(x * 2 - 1)
 
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None

@@ -67,6 +67,7 @@ class Engine:
         self.device = device
         self.precision = precision
         self.dtype = _DTYPES[precision]
+        self._network = network
 
     def encode(self, x: Tensor) -> CodeState:
         """[N,3,S,S] in [-1,1] -> codes and encoder features, float32; independent of w."""
@@ -80,6 +81,11 @@ class Engine:
         """As the network's own call: (image, logits, lq_feat)."""
         state = self.encode(x)
         return self.decode(state, w, adain), state.logits, state.lq_feat
+
+    @property
+    def module(self) -> CodeFormer:
+        """The network that this engine runs, for a pass with a gradient; generator and fusion are in ``dtype``."""
+        return self._network
 
     @property
     def scratch_bytes(self) -> int:
