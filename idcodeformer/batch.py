@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .errors import BadImage, BadOption, IDCodeFormerError, MissingWeights
 from .files.reading import Picture, read
 from .files.writing import write
+from .guidance.optimise import GuidanceOptions
 from .types import DetectOptions, Detector, Embeddings, FaceReport, RestoreOptions
 
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
@@ -49,6 +50,7 @@ class RestoreJob:
         self.references: Any = None
         self.upscaler: Any = None
         self.model = ""
+        self.guidance = GuidanceOptions(args.guide, args.guide_strength, force=args.force_guide)
         # What lies beside a result that is missing was left by a run that was cut off.
         self.replace_extras = args.overwrite or args.skip_existing
 
@@ -66,7 +68,8 @@ class RestoreJob:
         detector = None if args.aligned and not args.reference else load_detector(args.detector, args.device)
         recogniser = load_scorer(args.recogniser, args.device)
         parser = None if args.aligned else load_face_parser(args.parser, args.device, args.no_hair)
-        self.pipeline = FacePipeline(restorer, detector, recogniser, parser)
+        guide = load_scorer(args.guide_by, args.device) if args.guide and args.guide_by else None
+        self.pipeline = FacePipeline(restorer, detector, recogniser, parser, guide)
         if args.bg_upsampler and args.bg_upsampler.lower() != "none":
             self.upscaler = load_upscaler(args.bg_upsampler, args.device, args.bg_tile)
         elif args.face_upsample and args.upscale > 1:
@@ -74,7 +77,8 @@ class RestoreJob:
         if args.reference:
             if recogniser is None:
                 raise BadOption("--reference needs a recogniser; leave --recogniser none out.")
-            self.references = mean_identity(embed_person(args.reference, detector, recogniser))
+            judges = [recogniser] if guide is None else [recogniser, guide]
+            self.references = [mean_identity(embed_person(args.reference, detector, judge)) for judge in judges]
         note(f"{self.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, w {args.w:g}")
 
     def report(self, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -109,6 +113,7 @@ class RestoreJob:
             references=self.references,
             upscaler=self.upscaler,
             progress=progress,
+            guidance=self.guidance,
         )
         frames = result.images[0][None] if len(result.images) == 1 else torch.stack(result.images)
         restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
@@ -125,8 +130,6 @@ class RestoreJob:
 
     def _aligned(self, path: Path, target: Path, outcome: Outcome, progress: Callable[[int, int, str], None]) -> None:
         """The file is a crop already: no detection, no pasting (reference: has_aligned)."""
-        from .restoration.tone import match_gray
-
         if self._is_kept(RESTORED, path, target, outcome):
             return
         picture = read(path)
@@ -135,27 +138,27 @@ class RestoreJob:
             raise BadImage(f"{path} is {picture.size[1]}x{picture.size[0]} px, too small for a crop of a face.")
         side = self.pipeline.restorer.size
         pixels = F.interpolate(picture.frames, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
-        faces = self.pipeline.restorer(pixels, self.options, progress)
-        faces = match_gray(faces, pixels, self.options.gray)
+        faces, notes = self.pipeline.restored_crops(pixels, self.options, self.guidance, self.references, progress)
         faces = pixels + self.options.strength * (faces - pixels)
-        outcome.faces = self._aligned_report(pixels, faces)
+        outcome.faces = self._aligned_report(pixels, faces, notes)
         restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
         outcome.output = str(write(self._file(RESTORED, target, picture), restored, self.args.overwrite))
         outcome.status = "restored"
 
-    def _aligned_report(self, before: Tensor, after: Tensor) -> list[dict[str, Any]]:
+    def _aligned_report(self, before: Tensor, after: Tensor, notes: Sequence[str]) -> list[dict[str, Any]]:
         from .identity.recogniser import cosine
 
         side = float(before.shape[-1])
         lines = []
         for frame in range(len(before)):
             report = FaceReport(frame, 0, (0.0, 0.0, side, side), 1.0, "restored", "aligned input", self.options.w)
+            report = replace(report, guidance=notes[frame] if notes else "")
             recogniser = self.pipeline.recogniser
             if recogniser is not None:
                 old, new = recogniser(before[frame : frame + 1]), recogniser(after[frame : frame + 1])
                 report = replace(report, id_sim_input=float(cosine(old, new)))
                 if self.references is not None:
-                    to_old, to_new = (float(cosine(e, self.references)) for e in (old, new))
+                    to_old, to_new = (float(cosine(e, self.references[0])) for e in (old, new))
                     report = replace(report, id_sim_before=to_old, id_sim_after=to_new)
             lines.append(report.to_dict())
         return lines

@@ -1,17 +1,23 @@
 """Guidance: nearer to the person, the same picture, never worse, and only where it is the person."""
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from idcodeformer.errors import BadOption
+from idcodeformer.files.reading import Picture, read
+from idcodeformer.files.writing import write
 from idcodeformer.guidance import optimise
 from idcodeformer.guidance.gate import least_likeness, refusal
 from idcodeformer.guidance.optimise import GuidanceOptions, guide, visible_scale
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.types import Embeddings, RestoreOptions
 
@@ -206,3 +212,79 @@ def test_the_scale_that_an_input_shows() -> None:
     assert sides == sorted(sides) and sides[0] == 2 and sides[-1] == 8
     assert int(visible_scale(small[-1], most=4)) == 4
     assert visible_scale(torch.cat([fine, small[-1]])).tolist() == [2, 8]
+
+
+# ---------------------------------------------------------------- through the pipeline and the command line
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory):
+    """A clean portrait, and the same degraded, as files."""
+    from idcodeformer.cli.demo import degrade, photo
+
+    folder, clean = tmp_path_factory.mktemp("photos"), photo("portrait")
+    write(folder / "clean.png", Picture(clean[None]))
+    write(folder / "bad.png", Picture(degrade(clean, 1)[None]))
+    return folder
+
+
+def test_the_command_guides_and_says_so(photographs, tmp_path, capsys) -> None:
+    from idcodeformer.cli import main
+
+    bad, clean = str(photographs / "bad.png"), str(photographs / "clean.png")
+    common = ["restore", bad, "--reference", clean, "--device", "cpu"]
+    for side, more in (("a", ["--guide", "3"]), ("b", [])):
+        assert main([*common, "-o", str(tmp_path / side), "--json", str(tmp_path / f"{side}.json"), *more]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "guided by mini_recogniser" in said[0] and "the recogniser that guided" in said[0]
+    assert "guided" not in said[1]
+    guided, plain = (json.loads((tmp_path / f"{side}.json").read_text())["files"][0]["faces"][0] for side in "ab")
+    before, after = map(float, re.search(r"(0\.\d+) to (0\.\d+) in 3 steps", guided["guidance"]).groups())
+    assert after > before + 0.02 and guided["id_sim_after"] > plain["id_sim_after"] + 0.02 and not plain["guidance"]
+    pictures = [read(tmp_path / side / "final_results" / "bad.png").frames for side in "ab"]
+    assert not torch.equal(*pictures) and float((pictures[0] - pictures[1]).abs().mean()) < 0.02
+
+
+def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, capsys) -> None:
+    """The reference shows nobody of the picture: the result is the unguided one, and the line says why."""
+    from idcodeformer.cli import main
+
+    bad = str(photographs / "bad.png")
+    face = read(bad).frames
+    side = min(face.shape[-2:])
+    crop = F.interpolate(face[..., :side, :side], (128, 128), mode="area")
+    write(tmp_path / "crop.png", Picture(crop))
+    common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--reference", bad, "--guide", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mini_recogniser", 1.01)
+        assert main([*common, "-o", str(tmp_path / "a")]) == 0
+    assert main(["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "-o", str(tmp_path / "b")]) == 0
+    assert main([*common, "--force-guide", "-o", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "not guided: likeness to the reference" in said[0] and "guided by" not in said[0]
+    a, b, c = (read(tmp_path / side / "restored_faces" / "crop.png").frames for side in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_guidance_without_photos_is_refused(photographs, tmp_path, capsys) -> None:
+    from idcodeformer.cli import main
+
+    assert main(["restore", str(photographs / "bad.png"), "-o", str(tmp_path), "--guide", "5"]) == 2
+    assert "--guide needs --reference" in capsys.readouterr().err
+
+
+def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> None:
+    """The pipeline scores by its recogniser; the one that guides is another, and the report names it."""
+    torch.manual_seed(6)
+    other = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "judge", "cpu")
+    pipeline = FacePipeline(restorer, None, other, None, recogniser)
+    references = [recogniser(pixels[:1]), other(pixels[:1])]
+    restored, notes = pipeline.restored_crops(pixels, RestoreOptions(gray="off"), EAGER, references)
+    straight = guide(restorer, pixels, references[0], recogniser, RestoreOptions(), EAGER, judge=(other, references[1]))
+    assert torch.equal(restored, straight.pixels)
+    assert all("the recogniser that guided" not in note for note in notes)
+    assert [note.startswith("guided by tiny") for note in notes] == [not reason for reason in straight.reasons]
+    with pytest.raises(BadOption, match="not embedded by tiny"):
+        pipeline.restored_crops(pixels, RestoreOptions(), EAGER, [references[1]])
+    with pytest.raises(BadOption, match="needs photos"):
+        pipeline.restored_crops(pixels, RestoreOptions(), EAGER)

@@ -68,6 +68,11 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
     look.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
+    look.add_argument("--guide", type=int, default=0, metavar="STEPS",
+                      help="steps that bring a face nearer to the person on --reference, e.g. 15; default 0")
+    look.add_argument("--guide-strength", type=float, default=1.0, metavar="0..1", help="how near, default 1")
+    look.add_argument("--guide-by", metavar="NAME", help="recogniser that guides, so that --recogniser can judge")
+    look.add_argument("--force-guide", action="store_true", help="guide faces that do not look like the person, too")
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")

@@ -54,6 +54,8 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
     if args.batch_size < 0:
         raise BadOption(f"--batch-size is {args.batch_size}; give a number of faces, or 0 for what fits the memory.")
     check_tile(args.bg_tile)
+    if args.guide and not args.reference:
+        raise BadOption("--guide needs --reference PHOTO: other photos of the person.")
     if args.no_hair and args.parser == "none":
         raise BadOption("--no-hair needs a face parser; leave --parser none out.")
     options = RestoreOptions(
@@ -140,6 +142,9 @@ def describe(outcome: Outcome) -> str:
     parts = [f"{outcome.restored} face{'s' * (outcome.restored != 1)} restored" if outcome.faces else "no face found"]
     if scores:
         parts.append("ID-Sim to the input " + " ".join(f"{score:.2f}" for score in scores))
+    guided = [face["guidance"] for face in outcome.faces if face.get("guidance")]
+    if guided:
+        parts.append("; ".join(guided))
     pairs = [(f["id_sim_before"], f["id_sim_after"]) for f in outcome.faces if f.get("id_sim_after") is not None]
     if pairs:
         parts.append("to the references " + " ".join(f"{before:.2f}>{after:.2f}" for before, after in pairs))

@@ -1,9 +1,9 @@
 """Before guiding: is this face the person on the photos at all?
 
 The gate compares the restored, unguided face with the reference. Measured on 145 people of LFW set 8, 128 px, restored
-by ``mini_id_codeformer`` from x2 to x16: the level that one stranger in twenty reaches hardly depends on the degradation
-(0.29 to 0.32 for ``mini_recogniser``, 0.25 to 0.29 for MobileFaceNet192); what falls is the share of right people above
-it: table in docs/guidance.md.
+by ``mini_id_codeformer`` from x2 to x16: the level that one stranger in twenty reaches hardly depends on that: 0.29 to
+0.32 for ``mini_recogniser``, 0.25 to 0.29 for MobileFaceNet192. What falls is the share of right people above it:
+table in docs/guidance.md.
 """
 from __future__ import annotations
 

@@ -75,6 +75,15 @@ class Guided:
     reasons: tuple[str, ...]  # "" where the guided face is returned
 
 
+def told(result: Guided, recogniser: str, judged: bool) -> tuple[str, ...]:
+    """A line for every face; without a second recogniser as judge it says that the score is the guide's own."""
+    own = "" if judged else "; the score is by the recogniser that guided"
+    return tuple(
+        reason or f"guided by {recogniser}, {before:.2f} to {after:.2f} in {steps} steps{own}"
+        for reason, before, after, steps in zip(result.reasons, result.before, result.after, result.steps)
+    )
+
+
 def visible_scale(pixels: Tensor, most: int = 8) -> Tensor:
     """[N] int64: side of the squares, a power of two in px of a 128-px crop, below which an input shows no detail.
 
