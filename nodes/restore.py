@@ -142,6 +142,7 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
     found = faces.faces_of(given, frames)
     needs_detector = found is None or reference is not None
     progress = StagedProgress(host.Progress(100))
+    model.load(_FACES_AT_ONCE, needs_detector, parser=paste_classes != SQUARE)
     pipeline = FacePipeline(
         PreviewingRestorer(model.restorer(_FACES_AT_ONCE), progress),
         model.detector() if needs_detector else None,

@@ -56,7 +56,7 @@ def fit_lmeds(landmarks: Tensor, size: int = 512) -> Tensor:
     """
     import cv2
 
-    points = landmarks.detach().double().cpu().numpy()
+    points = landmarks.detach().cpu().double().numpy()
     if not np.isfinite(points).all():
         raise BadOption("Landmarks hold NaN or infinity; detect the face again, or leave it out.")
     fits = np.zeros((len(points), 2, 3))

@@ -49,7 +49,7 @@ class IdentityRecogniser:
         found = [(number, face) for number, here in enumerate(faces) for face in here]
         if not found:
             return self.none()
-        fits = [fit_similarity(face.landmarks.double().cpu().numpy(), ARCFACE_112) for _, face in found]
+        fits = [fit_similarity(face.landmarks.cpu().double().numpy(), ARCFACE_112) for _, face in found]
         index = torch.tensor([number for number, _ in found])
         crops = warp(images, torch.from_numpy(np.stack(fits)).float(), index, _SIDE)
         return self._embed(crops, lambda x: x)

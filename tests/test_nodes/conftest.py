@@ -70,7 +70,9 @@ def pack(_pack: ModuleType, _base: Path) -> Iterator[SimpleNamespace]:
     import comfy.utils
     import folder_paths
 
-    mm.state.__init__(interrupted=False, loaded=[], novram=False, freed=[], unloads=0)
+    mm.state.__init__(
+        interrupted=False, loaded=[], novram=False, freed=[], unloads=0, requests=[], smart_memory=True, away={}
+    )
     mm.FORCE_FP32 = False
     comfy.utils.hook = None
     before = {key: (list(paths), set(ext)) for key, (paths, ext) in folder_paths.folder_names_and_paths.items()}
