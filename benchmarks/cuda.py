@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from idcodeformer.models.codeformer import CodeFormer
-from idcodeformer.models.execution import ModuleEngine, accelerate
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.restoration.engine.execution import ModuleEngine, accelerate
 
 from .common import arguments, finish, table
 from .weights import face_like, load

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from idcodeformer import FacePipeline, RestoreOptions, load_detector
-from idcodeformer.models.codeformer import CodeFormerConfig
-from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.networks.codeformer import CodeFormerConfig
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
 
 from .common import arguments, finish, set_threads, table
 from .scenes import crowd, grid_of_faces, portrait

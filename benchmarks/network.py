@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from idcodeformer.allocator import keep_pages
-from idcodeformer.models.codeformer import CodeFormer
-from idcodeformer.models.execution import accelerate
-from idcodeformer.models.strips import cpu_has_bf16
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.restoration.engine.execution import accelerate
+from idcodeformer.restoration.engine.strips import cpu_has_bf16
+from idcodeformer.runtime.allocator import keep_pages
 
 from .common import arguments, finish, interleaved, seconds_of, set_threads, table
 from .plain import plain_forward

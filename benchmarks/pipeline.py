@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from idcodeformer import FacePipeline, RestoreOptions, load_detector
-from idcodeformer.align import align
-from idcodeformer.paste import paste
-from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.compositing.blend import paste
+from idcodeformer.geometry.alignment import align
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.types import Crops, Faces
 
 from . import reference

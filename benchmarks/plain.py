@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idcodeformer.models.codeformer import CodeFormer, FuseBlock, TransformerLayer
-from idcodeformer.models.vqgan import AttnBlock, ResBlock
+from idcodeformer.networks.codeformer import CodeFormer, FuseBlock, TransformerLayer
+from idcodeformer.networks.vqgan import AttnBlock, ResBlock
 
 
 def _swish(x: Tensor) -> Tensor:

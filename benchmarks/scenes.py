@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import idcodeformer
-from idcodeformer.image_io import read
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.files.reading import read
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.types import Face
 
 ASSETS = Path(idcodeformer.__file__).parent / "assets"

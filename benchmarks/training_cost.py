@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from idcodeformer.models.arcface import DEPTHS, IResNet, IResNetConfig
-from idcodeformer.models.codeformer import CodeFormer
-from idcodeformer.models.vqgan import PatchDiscriminator, VQAutoEncoder
+from idcodeformer.networks.arcface import DEPTHS, IResNet, IResNetConfig
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.networks.vqgan import PatchDiscriminator, VQAutoEncoder
 from training.config import TrainConfig, load_config
-from training.perceptual import LPIPSVgg
 from training.stages import codeformer_config, vqgan_config
+from training.stages.perceptual import LPIPSVgg
 
 STATE_BYTES = 20  # a trained parameter in fp32: itself, gradient, two Adam moments, moving average
 FROZEN_BYTES = 4

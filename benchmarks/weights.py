@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.weights.loading import build
 
 

@@ -8,15 +8,15 @@ __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use, so that `import idcodeformer` stays cheap.
 _HOMES = {
-    "load_restorer": "restore",
-    "load_detector": "detect",
-    "load_recogniser": "identity",
-    "load_parser": "parse",
+    "load_restorer": "restoration.codeformer",
+    "load_detector": "detection",
+    "load_recogniser": "identity.recogniser",
+    "load_parser": "compositing.parsing",
     "FacePipeline": "pipeline",
-    "CodeFormerRestorer": "restore",
-    "IdentityRecogniser": "identity",
-    "cosine": "identity",
-    "match": "identity",
+    "CodeFormerRestorer": "restoration.codeformer",
+    "IdentityRecogniser": "identity.recogniser",
+    "cosine": "identity.recogniser",
+    "match": "identity.recogniser",
     "DetectOptions": "types",
     "RestoreOptions": "types",
     "Restoration": "types",

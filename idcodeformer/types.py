@@ -133,6 +133,7 @@ class FaceReport:
     id_sim_before: float | None = None  # input crop against the reference photos
     id_sim_after: float | None = None  # restored face against the reference photos
     crop: int | None = None  # index in the crops of the Restoration; None where skipped
+    guidance: str = ""  # what guidance by the reference photos did, or why it did nothing; "" where none was asked for
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)

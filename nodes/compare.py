@@ -11,7 +11,7 @@ from ..idcodeformer.types import Faces
 from .draw import Pair
 
 if TYPE_CHECKING:
-    from ..idcodeformer.identity import IdentityRecogniser
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames
 
 _CROP_SIDE = 192  # px, of the chart
@@ -58,7 +58,7 @@ class Side:
 
     def crop(self, frame: int, face: int) -> Tensor:
         """[3,192,192] of one face."""
-        from ..idcodeformer.align import align
+        from ..idcodeformer.geometry.alignment import align
 
         return align(self.frames.pixels[frame : frame + 1], [(self.faces[frame][face],)], _CROP_SIDE).pixels[0].cpu()
 
@@ -84,7 +84,7 @@ def compare(reference: Side, candidate: Side, recogniser: IdentityRecogniser, ho
 
 
 def _frame_by_frame(reference: Side, candidate: Side, recogniser: IdentityRecogniser) -> Comparison:
-    from ..idcodeformer.identity import match
+    from ..idcodeformer.identity.recogniser import match
 
     pairs: list[Pair] = []
     notes: list[str] = []
@@ -106,7 +106,7 @@ def _frame_by_frame(reference: Side, candidate: Side, recogniser: IdentityRecogn
 
 
 def _one_person(reference: Side, candidate: Side, recogniser: IdentityRecogniser) -> Comparison:
-    from ..idcodeformer.identity import cosine, mean_identity
+    from ..idcodeformer.identity.recogniser import cosine, mean_identity
 
     photos = reference.largest()
     person = mean_identity(recogniser.embed_faces(reference.frames.pixels, photos))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..idcodeformer.errors import BadOption
 from . import convert, draw, faces, folders, host
-from .managed import ManagedDetector, built_in_recogniser, model_of
+from .managed import ManagedDetector, ManagedRecogniser, built_in_recogniser, load_together, model_of
 
 _CROP_SIDE = 512  # px
 _SHOWN_FRAMES, _SHOWN_SIDE = 8, 1024  # pictures on the node, px of their longer side
@@ -121,25 +121,32 @@ class DetectFaces:
         options = faces.options_of(confidence, min_eye_distance, max_faces, order, keep, indices)
         likeness = None
         with host.work():
-            finder = ManagedDetector(detector).load()
-            if options.order == "reference":
-                likeness = self._likeness(reference, finder, model)
+            managed = ManagedDetector(detector)
+            embedder = self._embedder(model) if options.order == "reference" else None
+            load_together([managed.managed, embedder and embedder.managed])
+            finder = managed.load()
+            if embedder is not None:
+                likeness = self._likeness(reference, finder, embedder)
             masks = convert.masks_for(mask, frames)
             found = faces.find(frames, finder, options, masks, likeness, min_similarity, host.Progress())
             return self._outputs(frames, found)
 
     @staticmethod
-    def _likeness(reference: Tensor | None, finder: Any, model: Any):
-        if reference is None:
-            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
-        recogniser = model_of(model).recogniser() if model is not None else built_in_recogniser().load()
+    def _embedder(model: Any) -> ManagedRecogniser:
+        recogniser = model_of(model).managed_recogniser if model is not None else built_in_recogniser()
         if recogniser is None:
             raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
-        return faces.likeness_to(convert.frames_of(reference, "reference"), finder, recogniser)
+        return recogniser
+
+    @staticmethod
+    def _likeness(reference: Tensor | None, finder: Any, embedder: ManagedRecogniser):
+        if reference is None:
+            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
+        return faces.likeness_to(convert.frames_of(reference, "reference"), finder, embedder.load())
 
     @staticmethod
     def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
-        from ..idcodeformer.align import align
+        from ..idcodeformer.geometry.alignment import align
 
         both = list(zip(found.faces, found.dropped))
         preview = [draw.annotate(image, *of) for image, of in zip(frames.pixels, both)]

@@ -11,7 +11,7 @@ from ..idcodeformer.errors import BadImage, BadOption
 from ..idcodeformer.types import DetectOptions, Detector, Face, Faces
 
 if TYPE_CHECKING:
-    from ..idcodeformer.identity import IdentityRecogniser
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames
 
 _FRAMES_AT_ONCE = 8  # between two steps of the progress bar
@@ -85,7 +85,7 @@ def find(
     progress: Callable[[int, int], None] | None = None,
 ) -> FoundFaces:
     """Detect and choose, frame by frame. ``masks`` [B,1,H,W]; ``likeness`` gives one cosine per face."""
-    from ..idcodeformer.detect import select
+    from ..idcodeformer.detection import select
 
     kept: list[Faces] = []
     dropped: list[tuple[tuple[Face, str], ...]] = []
@@ -125,7 +125,7 @@ def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecog
 
     Raises BadImage where no reference photo shows a face.
     """
-    from ..idcodeformer.identity import cosine, mean_identity
+    from ..idcodeformer.identity.recogniser import cosine, mean_identity
 
     photos = find(reference, detector, DetectOptions(keep="largest"))
     if not photos.count:

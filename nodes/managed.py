@@ -5,6 +5,8 @@ The host caches a node's output and drops it on /free; the weights live in that 
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,9 @@ from ..idcodeformer.errors import BadOption, MissingWeights
 from . import folders, host
 
 if TYPE_CHECKING:
-    from ..idcodeformer.identity import IdentityRecogniser
-    from ..idcodeformer.parse import FaceParser
-    from ..idcodeformer.restore import CodeFormerRestorer
+    from ..idcodeformer.compositing.parsing import FaceParser
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
+    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
     from ..idcodeformer.types import Detector
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,11 @@ class Managed:
         self.network = network
         self.device = host.compute_device()
         self._patcher = self._make_patcher()
+        self._asked = False  # whether the host was ever asked to load it
+        # What the run that loaded it last needs at the same time. Weak: a cycle would keep weights alive after /free.
+        self._group: tuple[weakref.ref[Managed], ...] = (weakref.ref(self),)
+        come_back = weakref.WeakMethod(self._come_back)
+        network.register_forward_pre_hook(lambda *_: back() if (back := come_back()) else None)
 
     def _make_patcher(self) -> Any:
         try:
@@ -52,28 +59,55 @@ class Managed:
         return ModelPatcher(_Shelf(self.network), load_device=self.device, offload_device=unet_offload_device())
 
     def load(self, memory: int = _HEADROOM) -> nn.Module:
-        """The network, wholly on the compute device, with ``memory`` bytes (estimated) free for its activations."""
-        if self._patcher is not None:
-            import comfy.model_management as mm
+        """The network, wholly on the compute device, with ``memory`` bytes (estimated) free for its activations.
 
-            # A partial load would leave plain torch layers on the CPU: only comfy.ops layers can fetch their weights.
-            mm.load_models_gpu([self._patcher], memory_required=memory, force_full_load=True)
-        if not self._is_there():  # --novram keeps weights away all the same, and a host without patchers moves nothing
-            self.network.to(self.device)
+        Where it was loaded together with others, and all of them are there, the host is not asked again.
+        """
+        group = self._beside()
+        if self._asked is False or not all(managed.is_there() for managed in group):
+            load_together(group, memory)
         return self.network
 
-    def _is_there(self) -> bool:
+    def _beside(self) -> list[Managed]:
+        return [managed for managed in (ref() for ref in self._group) if managed is not None]
+
+    def _come_back(self) -> None:
+        """Before every forward pass: what the host moved away meanwhile returns, with all that this run needs."""
+        if not self.is_there():
+            load_together(self._beside())
+
+    def is_there(self) -> bool:
+        """Whether every weight lies on the compute device."""
+
         def same(a: torch.device, b: torch.device) -> bool:
             return a.type == b.type and (a.index or 0) == (b.index or 0)
 
         return all(same(p.device, self.device) for p in (*self.network.parameters(), *self.network.buffers()))
 
 
+def load_together(group: Sequence[Managed | None], memory: int = _HEADROOM) -> None:
+    """Put all networks that one run needs in their place by one request, with ``memory`` bytes free for activations.
+
+    A request for one alone may move the others away: always with --disable-smart-memory, else where the card is full.
+    """
+    wanted = tuple(managed for managed in group if managed is not None)
+    patchers = [managed._patcher for managed in wanted if managed._patcher is not None]
+    if patchers:
+        import comfy.model_management as mm
+
+        # A partial load would leave plain torch layers on the CPU: only comfy.ops layers can fetch their weights.
+        mm.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
+    for managed in wanted:
+        managed._group, managed._asked = tuple(map(weakref.ref, wanted)), True
+        if not managed.is_there():  # --novram keeps weights away, and a host without patchers moves nothing
+            managed.network.to(managed.device)
+
+
 class IDCodeFormerModel:
     """The ID_CODEFORMER of the graph: restorer and recogniser, and the parser and the detector once they are needed."""
 
     def __init__(self, model_name: str, precision: str, recogniser_name: str):
-        from ..idcodeformer.models.execution import choose_precision
+        from ..idcodeformer.restoration.engine.execution import choose_precision
         from ..idcodeformer.weights.loading import build
 
         self.name = model_name
@@ -85,10 +119,31 @@ class IDCodeFormerModel:
         self._detector: ManagedDetector | None = None
         self._last = host.MemoryReturn()  # attributes go in the order they came, so the weights are free before this
 
+    def load(self, faces: int = 0, detector: bool = False, parser: bool = False) -> None:
+        """Put what a run needs in its place, all at once: the recogniser always, the restorer for ``faces`` at once.
+
+        ``parser`` without its file loads none.
+        """
+        from ..idcodeformer.runtime.memory import bytes_per_face
+
+        needed = [self._restorer] if faces else []
+        if self._recogniser is not None:
+            needed.append(self._recogniser.managed)
+        if detector:
+            needed.append(self._find_detector().managed)
+        if parser and self._find_parser(required=False):
+            needed.append(self._parser)
+        load_together(needed, max(_HEADROOM, bytes_per_face(self.config) * faces))
+
+    @property
+    def managed_recogniser(self) -> ManagedRecogniser | None:
+        """The recogniser, wherever its network is; None where the loader was told so."""
+        return self._recogniser
+
     def restorer(self, faces: int) -> CodeFormerRestorer:
         """The restorer, its network in place, with memory freed for ``faces`` at once."""
-        from ..idcodeformer.memory import bytes_per_face
-        from ..idcodeformer.restore import CodeFormerRestorer
+        from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+        from ..idcodeformer.runtime.memory import bytes_per_face
 
         network = self._restorer.load(bytes_per_face(self.config) * max(1, faces))
         return CodeFormerRestorer(network, self._restorer.device, self.precision)
@@ -99,7 +154,12 @@ class IDCodeFormerModel:
 
     def parser(self, required: bool) -> FaceParser | None:
         """ParseNet where its file is there; else None, or MissingWeights (file, URL, folder) if ``required``."""
-        from ..idcodeformer.parse import FaceParser
+        from ..idcodeformer.compositing.parsing import FaceParser
+
+        parser = self._find_parser(required)
+        return None if parser is None else FaceParser(parser.load(), parser.device)
+
+    def _find_parser(self, required: bool) -> Managed | None:
         from ..idcodeformer.weights.loading import build
 
         if self._parser is None:
@@ -108,8 +168,7 @@ class IDCodeFormerModel:
             except MissingWeights:
                 if required:
                     raise
-                return None
-        return FaceParser(self._parser.load(), self._parser.device)
+        return self._parser
 
     @property
     def has_parser(self) -> bool:
@@ -118,9 +177,12 @@ class IDCodeFormerModel:
 
     def detector(self) -> Detector:
         """The built-in detector, for images that come without faces."""
+        return self._find_detector().load()
+
+    def _find_detector(self) -> ManagedDetector:
         if self._detector is None:
             self._detector = built_in_detector()
-        return self._detector.load()
+        return self._detector
 
 
 class ManagedRecogniser:
@@ -132,12 +194,12 @@ class ManagedRecogniser:
         path = folders.locate("recogniser", name)
         network = build(path, "recogniser")
         self.name = path.stem
-        self._managed = Managed(network)
+        self.managed = Managed(network)
 
     def load(self) -> IdentityRecogniser:
-        from ..idcodeformer.identity import IdentityRecogniser
+        from ..idcodeformer.identity.recogniser import IdentityRecogniser
 
-        return IdentityRecogniser(self._managed.load(), self.name, self._managed.device)
+        return IdentityRecogniser(self.managed.load(), self.name, self.managed.device)
 
 
 class ManagedDetector:
@@ -147,14 +209,14 @@ class ManagedDetector:
         from ..idcodeformer.weights.loading import build
 
         self._path = folders.locate("detector", name)
-        self._managed = None if _is_onnx(self._path) else Managed(build(self._path, "retinaface"))
+        self.managed = None if _is_onnx(self._path) else Managed(build(self._path, "retinaface"))
 
     def load(self) -> Detector:
-        from ..idcodeformer.detect import RetinaFaceDetector, SCRFDDetector
+        from ..idcodeformer.detection import RetinaFaceDetector, SCRFDDetector
 
-        if self._managed is None:
+        if self.managed is None:
             return SCRFDDetector(self._path, host.compute_device())
-        return RetinaFaceDetector(self._managed.load(), self._managed.device)
+        return RetinaFaceDetector(self.managed.load(), self.managed.device)
 
 
 def built_in_detector() -> ManagedDetector:

@@ -10,7 +10,7 @@ from ..idcodeformer.types import Progress, RestoreOptions
 from . import convert, host
 
 if TYPE_CHECKING:
-    from ..idcodeformer.restore import CodeFormerRestorer
+    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
 
 # Share of the bar each stage ends at, by where the time goes on a CPU; on a GPU it is over before one looks.
 _STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "pasting": (0.8, 1.0)}
@@ -39,7 +39,7 @@ class PreviewingRestorer:
         self, pixels: Tensor, options: RestoreOptions | None = None, progress: Progress | None = None
     ) -> Tensor:
         """As CodeFormerRestorer; the given ``progress`` is replaced by one that carries pictures."""
-        from ..idcodeformer.memory import faces_per_batch
+        from ..idcodeformer.runtime.memory import faces_per_batch
 
         options = options or RestoreOptions()
         step = options.batch_size or faces_per_batch(self._restorer.config, self.device)

@@ -142,6 +142,7 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
     found = faces.faces_of(given, frames)
     needs_detector = found is None or reference is not None
     progress = StagedProgress(host.Progress(100))
+    model.load(_FACES_AT_ONCE, needs_detector, parser=paste_classes != SQUARE)
     pipeline = FacePipeline(
         PreviewingRestorer(model.restorer(_FACES_AT_ONCE), progress),
         model.detector() if needs_detector else None,
@@ -157,6 +158,6 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
 
 
 def _classes(choice: str) -> tuple[int, ...] | None:
-    from ..idcodeformer.parse import REFERENCE_CLASSES_WITHOUT_HAIR
+    from ..idcodeformer.compositing.parsing import REFERENCE_CLASSES_WITHOUT_HAIR
 
     return {"face without hair": REFERENCE_CLASSES_WITHOUT_HAIR, "inner face": _INNER_FACE}.get(choice)

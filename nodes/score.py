@@ -8,7 +8,7 @@ from torch import Tensor
 from ..idcodeformer.errors import BadOption
 from ..idcodeformer.types import DetectOptions
 from . import compare, convert, draw, faces, host, report
-from .managed import built_in_detector, built_in_recogniser, model_of
+from .managed import built_in_detector, built_in_recogniser, load_together, model_of
 
 _SHOWN_LINES = 60  # on the node
 
@@ -77,7 +77,15 @@ class IdentityScore:
 
 def _compare(reference: Tensor, candidate: Tensor, how: str, model: Any, reference_faces: Any, candidate_faces: Any):
     """Everything that computes: the faces that were not given, their embeddings, the pairs."""
-    recogniser = model_of(model).recogniser() if model is not None else built_in_recogniser().load()
+    detects = reference_faces is None or candidate_faces is None
+    own = built_in_detector() if model is None and detects else None
+    if model is not None:
+        model_of(model).load(detector=detects)
+        recogniser = model.recogniser()
+    else:
+        embedder = built_in_recogniser()
+        load_together([embedder.managed, own and own.managed])
+        recogniser = embedder.load()
     if recogniser is None:
         raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
     sides = []
@@ -85,7 +93,7 @@ def _compare(reference: Tensor, candidate: Tensor, how: str, model: Any, referen
         frames = convert.frames_of(image, name)
         found = faces.faces_of(given, frames, f"{name}_faces")
         if found is None:
-            detector = model.detector() if model is not None else built_in_detector().load()
+            detector = model.detector() if model is not None else own.load()
             found = faces.find(frames, detector, DetectOptions(), progress=host.Progress()).faces
         sides.append(compare.Side(frames, found))
     return compare.compare(*sides, recogniser, how)

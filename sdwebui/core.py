@@ -28,9 +28,9 @@ from ..idcodeformer import (
     load_restorer,
 )
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
-from ..idcodeformer.identity import mean_identity
-from ..idcodeformer.image_io import read
-from ..idcodeformer.memory import bytes_per_face
+from ..idcodeformer.files.reading import read
+from ..idcodeformer.identity.recogniser import mean_identity
+from ..idcodeformer.runtime.memory import bytes_per_face
 from ..idcodeformer.types import Detector, Faces, Progress
 from ..idcodeformer.weights.store import find
 

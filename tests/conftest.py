@@ -62,7 +62,7 @@ def photos(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a 64-px CodeFormer with random weights: quick, ugly, and the same door as a real one."""
-    from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+    from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
     from idcodeformer.weights.loading import save
 
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def tiny_restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a small MobileFaceNet with random weights."""
-    from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+    from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
     from idcodeformer.weights.loading import save
 
     torch.manual_seed(0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from idcodeformer.align import align
 from idcodeformer.errors import BadImage, BadOption
-from idcodeformer.geometry import ffhq_template, invert
+from idcodeformer.geometry.alignment import align
+from idcodeformer.geometry.templates import ffhq_template, invert
+from idcodeformer.geometry.warping import REFERENCE_FILL, read_at
 from idcodeformer.types import Face
-from idcodeformer.warping import REFERENCE_FILL, read_at
 
 
 def face(scale: float, x: float, y: float, size: int = 64) -> Face:

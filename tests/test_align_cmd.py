@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import idcodeformer.detect
-from idcodeformer.geometry import ffhq_template
+import idcodeformer.detection
+from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.types import Face
 from training.__main__ import main
-from training.align import AlignOptions, align_folder, outside_share
 from training.config import ConfigError, DataConfig
-from training.data import DataError, list_images
+from training.data.dataset import DataError, list_images
+from training.tools.align import AlignOptions, align_folder, outside_share
 
 SIDE = 400  # px of the synthetic pictures
 
@@ -44,7 +44,7 @@ class KnownFaces:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> KnownFaces:
     known = KnownFaces({})
-    monkeypatch.setattr(idcodeformer.detect, "load_detector", lambda name, device=None: known)
+    monkeypatch.setattr(idcodeformer.detection, "load_detector", lambda name, device=None: known)
     return known
 
 

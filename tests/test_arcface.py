@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idcodeformer.models.arcface import DEPTHS, IRSE50, IResNet, IResNetConfig, ResNet18Gray
-from idcodeformer.models.embedding_net import resize
-from idcodeformer.models.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.networks.arcface import DEPTHS, IRSE50, IResNet, IResNetConfig, ResNet18Gray
+from idcodeformer.networks.embedding_net import resize
+from idcodeformer.networks.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
 
 NARROW = dict(layers=(2, 1, 1, 1), widths=(4, 6, 8, 10), embedding_dim=5)
 STAGES = ((2, 8, 5, 2), (4, 12, 1, 2), (2, 12, 6, 1), (4, 12, 1, 2), (2, 12, 2, 1))

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from idcodeformer.cli import main
-from idcodeformer.detect import load_detector
+from idcodeformer.detection import load_detector
 from idcodeformer.errors import BadImage, NoDevice
 from idcodeformer.pipeline import FacePipeline
-from idcodeformer.restore import load_restorer
+from idcodeformer.restoration.codeformer import load_restorer
 from idcodeformer.types import RestoreOptions
 
 Fails = Callable[..., str]

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
-from idcodeformer.detect import RetinaFaceDetector, SCRFDDetector, load_detector
+from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector
+from idcodeformer.detection.landmarks import MIRRORED, SIDE, refine
+from idcodeformer.detection.retinaface import NMS_THRESHOLD, decode, priors
 from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
-from idcodeformer.geometry import ffhq_template
-from idcodeformer.refinement import MIRRORED, SIDE, refine
-from idcodeformer.retinaface import NMS_THRESHOLD, decode, priors
+from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.types import DetectOptions, Face
 
 GOLDENS = Path(__file__).parent / "data" / "retinaface_post.npz"

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from idcodeformer.models.arcface import IResNet, IResNetConfig
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.weights.loading import build, save
 from training.__main__ import main, parser
 from training.config import ConfigError, load_config
-from training.data import DataError
-from training.degrade import degrade, sample_rng
-from training.evalset import load_set
-from training.evaluate import Evaluation
-from training.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
-from training.judges import RecogniserJudge
-from training.perceptual import STLPIPS
-from training.sources import read_image
-from training.subjects import CeilingSubject, ModelSubject, split_name
+from training.data.dataset import DataError
+from training.data.degradation import degrade, sample_rng
+from training.data.sources import read_image
+from training.evaluation.evalset import load_set
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
+from training.evaluation.judges import RecogniserJudge
+from training.evaluation.subjects import CeilingSubject, ModelSubject, split_name
+from training.stages.perceptual import STLPIPS
 
 SIZE = 64
 NET = CodeFormerConfig(

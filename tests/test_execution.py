@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from idcodeformer.errors import BadOption, NoDevice
-from idcodeformer.models import strips
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.models.execution import ModuleEngine, accelerate, choose_precision
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.restoration.engine import strips
+from idcodeformer.restoration.engine.execution import ModuleEngine, accelerate, choose_precision
 
 TINY = CodeFormerConfig(
     img_size=32, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(8,), codebook_size=32, emb_dim=16,

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from idcodeformer.models.arcface import IResNet, IResNetConfig
-from idcodeformer.models.codeformer import CodeFormer
-from idcodeformer.models.vqgan import VQAutoEncoder
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.networks.vqgan import VQAutoEncoder
 from idcodeformer.weights.loading import build
 from training.__main__ import main
 from training.checkpoint import write_checkpoint
 from training.config import ConfigError, TrainConfig, load_config, to_dict
-from training.export import export
 from training.stages import codeformer_config, vqgan_config
+from training.tools.export import export
 
 NET = [
     "net.img_size=64", "net.nf=32", "net.ch_mult=[1,2,2]", "net.attn_resolutions=[16]", "net.codebook_size=32",

@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from idcodeformer.gray import match_gray
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.parse import soft_mask
-from idcodeformer.paste import paste_planned
-from idcodeformer.regions import plan_paste
-from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.compositing.blend import paste_planned
+from idcodeformer.compositing.parsing import soft_mask
+from idcodeformer.compositing.plan import plan_paste
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.restoration.tone import match_gray
 from idcodeformer.types import Crops, RestoreOptions
 
 TINY = CodeFormerConfig(
@@ -54,8 +54,8 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def cuda(monkeypatch):
     """A CUDA device as far as the package asks for one; torch itself is not deceived."""
-    monkeypatch.setattr("idcodeformer.restore.resolve_device", torch.device)
-    monkeypatch.setattr("idcodeformer.models.execution.resolve_device", torch.device)
+    monkeypatch.setattr("idcodeformer.restoration.codeformer.resolve_device", torch.device)
+    monkeypatch.setattr("idcodeformer.restoration.engine.execution.resolve_device", torch.device)
     # The network is there already, and fake parameters cannot be moved.
     monkeypatch.setattr(CodeFormer, "to", lambda self, device: self)
     return torch.device("cuda", 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.training_cost import count
-from idcodeformer.models.codeformer import CodeFormerConfig
+from idcodeformer.networks.codeformer import CodeFormerConfig
 from idcodeformer.weights.registry import by_name
 from training.checkpoint import differences
 from training.config import load_config, to_dict

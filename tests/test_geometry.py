@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from idcodeformer.errors import BadOption
-from idcodeformer.geometry import (
+from idcodeformer.geometry.templates import (
     ARCFACE_112,
     FFHQ_512,
     arcface_crop,
@@ -20,7 +20,7 @@ from idcodeformer.geometry import (
     invert,
     rescale,
 )  # fmt: skip
-from idcodeformer.warping import REFERENCE_FILL, warp
+from idcodeformer.geometry.warping import REFERENCE_FILL, warp
 
 GOLDENS = Path(__file__).parent / "data" / "alignment.npz"
 

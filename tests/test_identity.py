@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from idcodeformer import load_recogniser
-from idcodeformer.align import align
 from idcodeformer.errors import BadImage, BadOption, MissingWeights, NoDevice, UnsupportedWeights
-from idcodeformer.geometry import ARCFACE_112, ffhq_template
-from idcodeformer.identity import IdentityRecogniser, cosine, match, mean_identity
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.geometry.alignment import align
+from idcodeformer.geometry.templates import ARCFACE_112, ffhq_template
+from idcodeformer.identity.recogniser import IdentityRecogniser, cosine, match, mean_identity
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
 from idcodeformer.types import Embeddings, Face
 from idcodeformer.weights.loading import save
 

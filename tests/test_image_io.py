@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageCms
 
 from idcodeformer.errors import BadImage, BadOption
-from idcodeformer.image_io import Picture, find_pictures, read
-from idcodeformer.image_write import write, write_bytes
+from idcodeformer.files.reading import Picture, find_pictures, read
+from idcodeformer.files.writing import write, write_bytes
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)  # 9 x 6, so that a turned picture shows

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from idcodeformer.errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedWeights
-from idcodeformer.models.arcface import GRAY_CONFIG, IRSE50, IResNet, IResNetConfig, ResNet18Gray
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.models.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
-from idcodeformer.models.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
+from idcodeformer.networks.arcface import GRAY_CONFIG, IRSE50, IResNet, IResNetConfig, ResNet18Gray
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from idcodeformer.weights import loading
 
 TINY = dict(img_size=32, nf=8, ch_mult=(1, 2), codebook_size=16, emb_dim=8)

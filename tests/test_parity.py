@@ -19,16 +19,16 @@ from parity_recipe import SALT, label_map, normals, picture, weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idcodeformer import masks
-from idcodeformer.gray import is_monochrome, match_gray
-from idcodeformer.models.codeformer import CodeFormer, adain
-from idcodeformer.models.execution import accelerate
-from idcodeformer.models.vqgan import VQAutoEncoder, VQGANConfig
-from idcodeformer.parse import soft_mask
-from idcodeformer.paste import paste_planned
-from idcodeformer.regions import Region, plan_paste
+from idcodeformer.compositing import masks
+from idcodeformer.compositing.blend import paste_planned
+from idcodeformer.compositing.parsing import soft_mask
+from idcodeformer.compositing.plan import Region, plan_paste
+from idcodeformer.geometry.warping import warp
+from idcodeformer.networks.codeformer import CodeFormer, adain
+from idcodeformer.networks.vqgan import VQAutoEncoder, VQGANConfig
+from idcodeformer.restoration.engine.execution import accelerate
+from idcodeformer.restoration.tone import is_monochrome, match_gray
 from idcodeformer.types import Crops, RestoreOptions
-from idcodeformer.warping import warp
 
 DATA = Path(__file__).parent / "data"
 UNITS = np.load(DATA / "network.npz")

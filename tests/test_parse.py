@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from idcodeformer.errors import BadImage, BadOption, MissingWeights, OutOfMemory
-from idcodeformer.parse import (
+from idcodeformer.compositing.parsing import (
     CLASSES,
     HAIR,
     REFERENCE_CLASSES,
@@ -20,6 +19,7 @@ from idcodeformer.parse import (
     load_parser,
     soft_mask,
 )
+from idcodeformer.errors import BadImage, BadOption, MissingWeights, OutOfMemory
 
 
 class Bands(nn.Module):

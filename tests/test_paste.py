@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from idcodeformer import paste as paste_module
-from idcodeformer.align import align
+from idcodeformer.compositing import blend as paste_module
+from idcodeformer.compositing.blend import paste
+from idcodeformer.compositing.plan import plan_paste
 from idcodeformer.errors import BadImage, BadOption
-from idcodeformer.geometry import ffhq_template
-from idcodeformer.gray import is_monochrome, match_gray
-from idcodeformer.paste import paste
-from idcodeformer.regions import plan_paste
+from idcodeformer.geometry.alignment import align
+from idcodeformer.geometry.templates import ffhq_template
+from idcodeformer.restoration.tone import is_monochrome, match_gray
 from idcodeformer.types import Crops, Face, RestoreOptions, empty_crops
 
 

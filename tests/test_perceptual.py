@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from idcodeformer.errors import MissingWeights, UnsupportedWeights
-from training.perceptual import STLPIPS, LPIPSAlex, LPIPSVgg, load_perceptual
+from training.stages.perceptual import STLPIPS, LPIPSAlex, LPIPSVgg, load_perceptual
 
 ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
 HEADS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}

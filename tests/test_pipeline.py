@@ -11,11 +11,11 @@ from torch.nn import functional as F
 import idcodeformer
 from idcodeformer import pipeline as pipeline_module
 from idcodeformer.errors import BadImage, BadOption
-from idcodeformer.geometry import ffhq_template
-from idcodeformer.identity import IdentityRecogniser
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.geometry.templates import ffhq_template
+from idcodeformer.identity.recogniser import IdentityRecogniser
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.pipeline import FacePipeline
-from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.types import DetectOptions, Embeddings, Face, RestoreOptions
 
 

@@ -6,11 +6,12 @@ import copy
 import pytest
 import torch
 
-from idcodeformer import load_restorer, memory
+from idcodeformer import load_restorer
 from idcodeformer.errors import BadImage, BadOption, MissingWeights, NoDevice, OutOfMemory, UnsupportedWeights
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
-from idcodeformer.restore import CodeFormerRestorer
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.runtime import memory
 from idcodeformer.types import RestoreOptions
 from idcodeformer.weights.loading import save
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from idcodeformer.detection.selection import select
 from idcodeformer.errors import BadOption
-from idcodeformer.selection import select
 from idcodeformer.types import DetectOptions, Face
 
 SIZE = (200, 300)  # height, width

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from idcodeformer.errors import BadOption, MissingWeights, UnsupportedWeights
-from idcodeformer.upscale import TiledUpscaler, load_upscaler
+from idcodeformer.restoration.upscaling import TiledUpscaler, load_upscaler
 
 
 def blurred_double(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from idcodeformer import cli_models
+from idcodeformer.cli import models as cli_models
 from idcodeformer.errors import CorruptWeights, DownloadError, IDCodeFormerError, MissingWeights
 from idcodeformer.weights import download as downloads
 from idcodeformer.weights import registry, store
@@ -284,7 +284,7 @@ def test_list_and_path(server, weight, tmp_path, capsys):
 def test_convert_writes_the_config_and_the_origin(tmp_path, capsys):
     import torch
 
-    from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+    from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
     from idcodeformer.weights import loading
 
     config = CodeFormerConfig(32, 8, (1, 2), 1, (), 4, 4, 8, 8, 8, 1, (32,))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from idcodeformer.errors import CorruptWeights, UnsupportedWeights
-from idcodeformer.models.arcface import IResNet, IResNetConfig
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.weights import loading
 
 onnx = pytest.importorskip("onnx")

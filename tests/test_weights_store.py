@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from idcodeformer.errors import MissingWeights, UnsupportedWeights
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.weights import loading, registry, store
 
 GOLDEN_BOXES = [  # x0, y0, x1, y1 in px of the four faces of assets/group.jpg
@@ -176,8 +176,8 @@ def test_embedded_files_are_registered_small_and_load(path):
 def test_embedded_retinaface_finds_the_same_faces_as_the_published_network(root):
     """Golden: boxes of facexlib's detection_mobilenet0.25_Final.pth on the same photo."""
     pytest.importorskip("facexlib")
-    from idcodeformer.detect import load_detector
-    from idcodeformer.image_io import read
+    from idcodeformer.detection import load_detector
+    from idcodeformer.files.reading import read
 
     golden = torch.tensor(GOLDEN_BOXES)
     image = read(root / "idcodeformer" / "assets" / "group.jpg").frames[0]

@@ -1,4 +1,4 @@
-"""python -m training train | evaluate | align | export"""
+"""python -m training train | evaluate | align | export | replay"""
 from __future__ import annotations
 
 import argparse
@@ -9,7 +9,7 @@ from typing import Sequence
 
 from idcodeformer.errors import IDCodeFormerError
 
-COMMANDS = ("evaluate", "align", "export")  # each a module with add_parser(commands)
+COMMANDS = ("evaluation.evaluate", "tools.align", "tools.export", "tools.replay")  # each has add_parser(commands)
 EXTRAS = ("omegaconf", "yaml", "lightning_fabric", "tensorboard", "tqdm", "matplotlib", "cv2")
 
 
@@ -52,7 +52,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """As argparse does it, and ``key=value`` may also stand after and between the options."""
     top = parser()
     args, rest = top.parse_known_args(argv)
-    stray = [word for word in rest if args.command != "train" or word.startswith("-") or "=" not in word]
+    takes_overrides = args.command in ("train", "replay")
+    stray = [word for word in rest if not takes_overrides or word.startswith("-") or "=" not in word]
     if stray:
         top.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from .checkpoint import check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
-from .data import PairDataset, PositionBatches, make_loader, to_unit
+from .data.dataset import PairDataset, PositionBatches, make_loader, to_unit
 from .errors import NotFinite
 from .launch import StopSignal, make_fabric, precision_notice
-from .losses import hinge_discriminator
 from .optim import EMA, adam, learning_rate, set_rate
 from .processes import gathered, total
 from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
-from .watch import restore_samples, validate, validation_set
+from .stages.losses import hinge_discriminator
+from .validation import restore_samples, validate, validation_set
 from .weights import move
 
 __all__ = ["EMA", "NotFinite", "Trainer", "learning_rate"]
@@ -40,7 +40,7 @@ class Trainer:
         self.stage: Stage = build_stage(config, len(self.data.labels))
         self.ema = EMA(self.stage.net, config.optim.ema, config.optim.ema_share)
         self._setup()
-        self.start, self.best = 0, math.inf
+        self.start, self.end, self.best = 0, config.steps, math.inf
         self.stop, self.stopping = StopSignal(), False
         self.folder = Path(config.out)
         if resume:
@@ -181,26 +181,31 @@ class Trainer:
         return loss.detach()
 
     # ------------------------------------------------------------------ the run
-    def run(self) -> Path:
-        """Train to the end; returns the folder. Raises NotFinite; KeyboardInterrupt saves before it passes on."""
+    def run(self, until: int | None = None) -> Path:
+        """Train to the end; returns the folder. Raises NotFinite; KeyboardInterrupt saves before it passes on.
+
+        ``until``: end after that many steps instead, on the schedule of ``config.steps``.
+        """
         config, fabric = self.config, self.fabric
-        if self.start >= config.steps:
-            self.log.write(f"All {config.steps} steps are done already.")
+        self.end = min(until or config.steps, config.steps)
+        if self.start >= self.end:
+            self.log.write(f"All {self.end} steps are done already.")
             self.log.close()
             return self.folder
-        positions = PositionBatches(config.batch, fabric.global_rank, fabric.world_size, self.start, config.steps)
+        positions = PositionBatches(config.batch, fabric.global_rank, fabric.world_size, self.start, self.end)
         loader = make_loader(self.data, positions, config.data.workers)
         self.stage.train()
         try:
             with self.stop:
-                for step, batch in zip(range(self.start, config.steps), loader):
+                for step, batch in zip(range(self.start, self.end), loader):
                     self.log.skip(batch.pop("skipped"))
                     rate = self._rate(step)
                     logs = self.step(move(batch, fabric.device), step)
-                    self.log.step(step, {**logs, "lr": rate}, (step + 1) % config.log_every == 0)
-                    self._periodic(step + 1)
+                    done = step + 1
+                    self.log.step(step, {**logs, "lr": rate}, done % config.log_every == 0 or done == self.end)
+                    self._periodic(done)
                     if self.stopping:
-                        self._interrupt(step + 1)
+                        self._interrupt(done)
         except NotFinite as error:
             self.log.write(str(error))
             raise
@@ -216,7 +221,7 @@ class Trainer:
 
     def _periodic(self, done: int) -> None:
         """Validation, checkpoints and sample grids, each in its turn, all of them at the end."""
-        config, last = self.config, done == self.config.steps
+        config, last = self.config, done == self.end
         if config.val_every and (done % config.val_every == 0 or last):
             self._validate(done)
         if done % config.save_every == 0 or last:

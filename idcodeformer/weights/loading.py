@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptWeights, UnsupportedWeights
-from ..models import arcface, mobilefacenet
-from ..models.codeformer import CodeFormer, CodeFormerConfig
-from ..models.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
+from ..networks import arcface, mobilefacenet
+from ..networks.codeformer import CodeFormer, CodeFormerConfig
+from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from . import recovery
 from .reading import read_state, strip_prefix
 from .registry import GROUPS, kinds_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.codeformer import CodeFormerConfig
-from ..models.vqgan import VQGANConfig
+from ..networks.codeformer import CodeFormerConfig
+from ..networks.vqgan import VQGANConfig
 
 State = Mapping[str, Tensor]
 

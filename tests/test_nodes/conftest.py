@@ -31,8 +31,8 @@ def load_pack() -> ModuleType:
 
 def write_tiny_models(models: Path) -> None:
     """A CodeFormer and a recogniser with random weights: fast, and enough for everything but looks."""
-    from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
-    from idcodeformer.models.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+    from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+    from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
     from idcodeformer.weights.loading import save
 
     torch.manual_seed(0)
@@ -70,7 +70,9 @@ def pack(_pack: ModuleType, _base: Path) -> Iterator[SimpleNamespace]:
     import comfy.utils
     import folder_paths
 
-    mm.state.__init__(interrupted=False, loaded=[], novram=False, freed=[], unloads=0)
+    mm.state.__init__(
+        interrupted=False, loaded=[], novram=False, freed=[], unloads=0, requests=[], smart_memory=True, away={}
+    )
     mm.FORCE_FP32 = False
     comfy.utils.hook = None
     before = {key: (list(paths), set(ext)) for key, (paths, ext) in folder_paths.folder_names_and_paths.items()}

@@ -240,7 +240,7 @@ def test_running_out_of_memory_makes_room_and_says_what_to_do(restore, pack, mod
         raise MemoryError
 
     monkeypatch.setattr(model._restorer.network.quantize, "forward", full, raising=False)
-    engine = "idcodeformer.models.execution"
+    engine = "idcodeformer.restoration.engine.execution"
     module = __import__("sys").modules["/somewhere/custom_nodes/ComfyUI-ID-CodeFormer." + engine]
     monkeypatch.setattr(module.StripEngine, "encode", full)
     with pytest.raises(pack.errors.OutOfMemory, match="single face"):

@@ -14,7 +14,7 @@ pytest.importorskip("omegaconf")
 pytest.importorskip("lightning_fabric")
 pytest.importorskip("tensorboard")
 
-from idcodeformer.models.arcface import IResNet, IResNetConfig  # noqa: E402
+from idcodeformer.networks.arcface import IResNet, IResNetConfig  # noqa: E402
 from idcodeformer.weights.loading import save  # noqa: E402
 from training.__main__ import main  # noqa: E402
 

@@ -8,6 +8,7 @@ import pytest
 from training.config import ConfigError, from_dict, load_config, save_yaml, to_dict
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*/*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.name != "first.yaml"]  # a list of phases: test_train_replay
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")

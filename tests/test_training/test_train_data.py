@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from training.config import DataConfig, DegradationConfig
-from training.data import DataError, PairDataset, PositionBatches, fixed_set, list_images, make_loader, read_image
-from training.degrade import degrade, gaussian_kernel, sample_rng
-from training.sources import expand, index_shard
+from training.data.dataset import (
+    DataError,
+    PairDataset,
+    PositionBatches,
+    fixed_set,
+    list_images,
+    make_loader,
+    read_image,
+)
+from training.data.degradation import degrade, gaussian_kernel, sample_rng
+from training.data.sources import expand, index_shard
 
 RULE = DegradationConfig(kernel_size=7, sigma=[0.2, 2.0], downscale=[1.0, 4.0], gray=0.2)
 
@@ -240,7 +248,7 @@ def test_shards_are_as_reproducible_as_folders(shards):
 
 
 def test_shards_are_read_a_few_at_a_time(shards, monkeypatch):
-    monkeypatch.setattr("training.data.SHARDS_MIXED", 2)
+    monkeypatch.setattr("training.data.dataset.SHARDS_MIXED", 2)
     dataset = PairDataset(DataConfig(shards=[str(shards / "faces-*.tar")], size=64), RULE, 3)
     order = [dataset.entries[dataset._index(p)].path.name for p in range(12)]
     assert len(set(order[:6])) == 2 and not set(order[:6]) & set(order[6:])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from idcodeformer.models.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 
 TINY = CodeFormerConfig(
     img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idcodeformer.geometry import ARCFACE_112, ffhq_template
-from idcodeformer.models.arcface import IResNet, IResNetConfig
-from training.losses import IdentityLoss, blurred
+from idcodeformer.geometry.templates import ARCFACE_112, ffhq_template
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from training.stages.losses import IdentityLoss, blurred
 
 
 class Listener(nn.Module):

@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from idcodeformer.models.vqgan import VectorQuantizer, VQGANConfig
-from training.codebook import kmeans, reset_dead
+from idcodeformer.networks.vqgan import VectorQuantizer, VQGANConfig
 from training.config import load_config
-from training.data import PairDataset, collate, to_unit
-from training.losses import (
+from training.data.dataset import PairDataset, collate, to_unit
+from training.metrics import ssim
+from training.stages import build_stage
+from training.stages.codebook import kmeans, reset_dead
+from training.stages.losses import (
     adaptive_weight,
     arcface_logits,
     code_losses,
@@ -18,8 +20,6 @@ from training.losses import (
     pooled_l1,
     rim_weights,
 )
-from training.metrics import ssim
-from training.stages import build_stage
 
 
 def test_commitment_moves_the_encoder_and_the_codebook_term_the_codes():

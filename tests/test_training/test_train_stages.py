@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.checkpoint import read_checkpoint
 from training.config import ConfigError, load_config
-from training.data import PairDataset, collate
+from training.data.dataset import PairDataset, collate
 from training.stages import FROZEN, build_stage
 
 LOSSES = {

@@ -8,8 +8,8 @@ from torch import nn
 
 from training.checkpoint import read_checkpoint
 from training.config import OptimConfig, load_config
-from training.data import collate
-from training.draws import uniform
+from training.data.dataset import collate
+from training.data.sampling import uniform
 from training.launch import half_precision_cost
 from training.optim import EMA, adam, learning_rate
 from training.trainer import Trainer

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idcodeformer.models.codeformer import CodeFormerConfig
-from idcodeformer.models.vqgan import PatchDiscriminator, VQGANConfig
+from idcodeformer.networks.codeformer import CodeFormerConfig
+from idcodeformer.networks.vqgan import PatchDiscriminator, VQGANConfig
 
 from ..config import ConfigError, TrainConfig
-from ..data import to_unit
-from ..losses import IdentityLoss, adaptive_weight, pooled_l1
+from ..data.dataset import to_unit
 from ..metrics import ssim
 from ..weights import load_network
+from .losses import IdentityLoss, adaptive_weight, pooled_l1
 
 Batch = dict[str, Any]
 FROZEN = ("teacher", "target", "anchor", "perceptual", "identity")  # networks that come from files and never change
@@ -109,7 +109,7 @@ class Stage(nn.Module):
                 raise ConfigError(
                     "Configuration key 'loss.perceptual_weights': name the LPIPS file, or set loss.perceptual=0."
                 )
-            from ..perceptual import load_perceptual
+            from .perceptual import load_perceptual
 
             net = load_perceptual(loss.perceptual_weights, loss.perceptual_heads)
             self.perceptual = net.eval().requires_grad_(False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from idcodeformer.models.codeformer import CodeFormer
-from idcodeformer.models.vqgan import VQAutoEncoder
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.networks.vqgan import VQAutoEncoder
 
 from ..config import ConfigError, TrainConfig
-from ..data import to_unit
-from ..losses import code_losses
+from ..data.dataset import to_unit
 from ..weights import load_part, read_tensors
 from .base import Batch, Stage, codeformer_config, full_precision, vqgan_config
+from .losses import code_losses
 
 AUTOENCODER = ("encoder", "quantize", "generator")
 PREDICTION = ("position_emb", "feat_emb", "ft_layers", "idx_pred_layer")

@@ -4,15 +4,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from idcodeformer.models.codeformer import CodeFormer
+from idcodeformer.networks.codeformer import CodeFormer
 
 from ..config import ConfigError, TrainConfig
-from ..data import to_unit
-from ..draws import uniform
-from ..losses import rim_weights
+from ..data.dataset import to_unit
+from ..data.sampling import uniform
 from ..weights import load_part
 from .base import Batch, Stage, codeformer_config
 from .codes import AUTOENCODER, PREDICTION, CodeStage
+from .losses import rim_weights
 
 
 class FidelityStage(CodeStage):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idcodeformer.geometry import arcface_crop
-from idcodeformer.models.arcface import IResNet, IResNetConfig
+from idcodeformer.geometry.templates import arcface_crop
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
 
 from ..config import ConfigError, TrainConfig
-from ..data import to_unit
-from ..draws import uniform
-from ..losses import arcface_logits, distillation
+from ..data.dataset import to_unit
+from ..data.sampling import uniform
 from ..weights import load_network
 from .base import Batch, Stage, full_precision
+from .losses import arcface_logits, distillation
 
 
 class RecogniserStage(Stage):

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idcodeformer.models.vqgan import VQAutoEncoder
+from idcodeformer.networks.vqgan import VQAutoEncoder
 
-from ..codebook import kmeans, reset_dead
 from ..config import TrainConfig
-from ..data import to_unit
+from ..data.dataset import to_unit
 from ..processes import total as total_over_processes
 from ..weights import load_part
 from .base import Batch, Stage, full_precision, vqgan_config
+from .codebook import kmeans, reset_dead
 
 
 class VQGANStage(Stage):

@@ -1,0 +1,220 @@
+"""The command line: arguments, exit codes and what a person is told. The work is done in cli_restore and cli_faces.
+
+Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
+terminated.
+"""
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from ..errors import BadOption, IDCodeFormerError
+from ..runtime.allocator import keep_pages
+from ..types import Border, GrayMode, Order
+from .models import add_models_parser
+
+COMMANDS = ("restore", "detect", "score", "demo", "models")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="python -m idcodeformer",
+        description="Blind face restoration that keeps the person.",
+        epilog="Without a command, 'restore' is meant. Underscores may stand for dashes in every option.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="{" + ",".join(COMMANDS) + "}")
+    _add_restore(commands)
+    _add_detect(commands)
+    _add_score(commands)
+    _add_demo(commands)
+    add_models_parser(commands)
+    return parser
+
+
+def _add_restore(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("restore", help="restore the faces of files and folders", allow_abbrev=False)
+    sub.set_defaults(handler=_restore)
+    _add_inputs(sub)
+    files = sub.add_argument_group("files")
+    files.add_argument("-o", "--output", "--output-path", metavar="OUT", help="default results/<name>_<w>; holds "
+                       "final_results and, where asked, restored_faces, cropped_faces and compare")
+    files.add_argument("--overwrite", action="store_true", help="replace existing results")
+    files.add_argument("--skip-existing", action="store_true", help="go on where an earlier run stopped")
+    files.add_argument("--format", choices=("png", "jpg", "webp"), default=None,
+                       help="of the results; default png, and an animation keeps its own")
+    files.add_argument("--suffix", default="", help="added to the names of the results")
+    files.add_argument("--save-crops", action="store_true", help="also write each face before and after")
+    files.add_argument("--compare", action="store_true", help="also write a before/after sheet per picture")
+    files.add_argument("--json", metavar="FILE", help="write a report of every face; - for standard output")
+    look = sub.add_argument_group("restoring")
+    look.add_argument("-w", "--w", "--fidelity-weight", dest="w", type=float, default=0.8, metavar="0..1",
+                      help="fidelity: 0 looks best, 1 stays closest to the input; default 0.8")
+    look.add_argument("-s", "--upscale", type=float, default=1.0, help="output px per input px, default 1")
+    look.add_argument("--aligned", "--has-aligned", action="store_true", help="inputs are aligned crops of one face")
+    look.add_argument("--face-upsample", action="store_true", help="enlarge the faces with --bg-upsampler as well")
+    look.add_argument("--bg-upsampler", metavar="FILE", help="an upscaler that spandrel loads, or realesrgan_x2plus")
+    look.add_argument("--bg-tile", type=int, default=400, metavar="PX", help="upscaler tile, default 400; 0: none")
+    look.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="blend with the input, default 1")
+    look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
+    look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
+    look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
+                      help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
+    look.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
+    look.add_argument("--guide", type=int, default=0, metavar="STEPS",
+                      help="steps that bring a face nearer to the person on --reference, e.g. 15; default 0")
+    look.add_argument("--guide-strength", type=float, default=1.0, metavar="0..1", help="how near, default 1")
+    look.add_argument("--guide-by", metavar="NAME", help="recogniser that guides, so that --recogniser can judge")
+    look.add_argument("--force-guide", action="store_true", help="guide faces that do not look like the person, too")
+    models = sub.add_argument_group("models")
+    models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
+                        "been downloaded, else the built-in mini_id_codeformer")
+    models.add_argument("--parser", default="auto", help="face parser: name, file or none; default parsenet if there")
+    models.add_argument("--batch-size", type=int, default=0, metavar="FACES", help="per forward; 0 = by free memory")
+    models.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    _add_recogniser(models)
+    _add_device(models)
+    _add_faces(sub)
+
+
+def _add_inputs(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("inputs", nargs="*", metavar="IN", help="picture files and folders")
+    sub.add_argument("-i", "--input-path", action="append", default=[], metavar="IN", help="the same")
+    sub.add_argument("--recursive", action="store_true", help="sub-folders as well")
+    sub.add_argument("--debug", action="store_true", help="show where an error came from")
+
+
+def _add_faces(sub: argparse.ArgumentParser) -> None:
+    faces = sub.add_argument_group("faces")
+    faces.add_argument("--detector", "--detection-model", default="retinaface_mobile0.25", metavar="NAME",
+                       help="retinaface_mobile0.25 (built in), retinaface_resnet50, scrfd_10g, or a weight file")
+    faces.add_argument("--confidence", type=float, default=0.8, metavar="0..1", help="lowest probability, default 0.8")
+    faces.add_argument("--min-eye-distance", type=float, default=5.0, metavar="PX", help="default 5")
+    faces.add_argument("--max-faces", type=int, default=0, metavar="N", help="per picture; 0 = no limit")
+    faces.add_argument("--order", choices=get_args(Order), default="size")
+    faces.add_argument("--keep", choices=("all", "largest", "centre"), default="all")
+    faces.add_argument("--only-center-face", action="store_true", help="same as --keep centre")
+
+
+def _add_recogniser(group) -> None:
+    group.add_argument("--recogniser", "--recognizer", default="mini_recogniser", metavar="NAME",
+                       help="measures ID-Sim: a name, a file or none; default mini_recogniser (built in)")
+
+
+def _add_device(group) -> None:
+    group.add_argument("--device", help="cuda, cuda:1, mps or cpu; default the best there is")
+
+
+def _add_detect(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("detect", help="list the faces of pictures", allow_abbrev=False)
+    sub.set_defaults(handler=_detect)
+    _add_inputs(sub)
+    sub.add_argument("--draw", metavar="FOLDER", help="write the pictures with their faces marked")
+    sub.add_argument("--overwrite", action="store_true", help="replace existing pictures")
+    sub.add_argument("--json", metavar="FILE", help="write the faces as JSON; - for standard output")
+    _add_device(sub)
+    _add_faces(sub)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("score", help="is this the same person? cosine similarity of faces", allow_abbrev=False)
+    sub.set_defaults(handler=_score)
+    sub.add_argument("reference", help="picture of the person (its largest face counts)")
+    sub.add_argument("candidates", nargs="+", help="pictures to compare; every face is scored, the most alike counts")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    sub.add_argument("--threshold", type=float, default=0.35, help="same person from here on, default 0.35")
+    sub.add_argument("--json", metavar="FILE", help="write the scores as JSON; - for standard output")
+    sub.add_argument("--debug", action="store_true", help="show where an error came from")
+    _add_recogniser(sub)
+    _add_device(sub)
+    _add_faces(sub)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
+    sub.set_defaults(handler=_demo)
+    sub.add_argument("-o", "--output", default="demo-output", metavar="FOLDER")
+    sub.add_argument("--model", default="mini_id_codeformer", metavar="NAME", help="restorer: a name or a file")
+    sub.add_argument("-w", "--w", dest="w", type=float, default=0.8, metavar="0..1")
+    sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
+    sub.add_argument("--debug", action="store_true", help="show where an error came from")
+    _add_recogniser(sub)
+    _add_device(sub)
+
+
+def _restore(args: argparse.Namespace) -> int:
+    from .restore import run_restore
+
+    return run_restore(args)
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from .faces import run_detect
+
+    return run_detect(args)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from .faces import run_score
+
+    return run_score(args)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    return run_demo(args)
+
+
+def normalise(argv: Sequence[str]) -> list[str]:
+    """The reference's spelling (--input_path) becomes ours, and a line without a command means restore."""
+    out = []
+    for position, token in enumerate(argv):
+        if token == "--":
+            out += argv[position:]
+            break
+        name, equals, value = token.partition("=")
+        out.append(name.replace("_", "-") + equals + value if name.startswith("--") else token)
+    if out and out[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        out.insert(0, "restore")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
+    if not getattr(args, "handler", None):
+        parser.print_help(sys.stderr)
+        return 2
+    if argv is None:
+        signal.signal(signal.SIGTERM, _terminate)
+        keep_pages()
+    try:
+        return args.handler(args)
+    except KeyboardInterrupt:
+        print("Interrupted; every file that is there is whole.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, `| head` for one
+        sys.stderr.close()
+        return 1
+    except IDCodeFormerError as error:
+        if getattr(args, "debug", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadOption) else 1
+
+
+def _terminate(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # SystemExit unwinds, so that temporary files are removed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

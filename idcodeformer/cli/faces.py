@@ -1,0 +1,111 @@
+"""``detect`` and ``score``: which faces are there, and is it the same person."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadImage, BadOption, IDCodeFormerError
+from ..files.reading import Picture, find_pictures, read
+from ..files.writing import write
+from ..types import DetectOptions, Detector, Embeddings
+
+
+def run_detect(args: argparse.Namespace) -> int:
+    """Print the faces of every picture; exit code 1 where a file could not be read."""
+    from ..detection import load_detector
+    from .restore import check_report, detect_options_of, named, write_json
+
+    options = detect_options_of(args)
+    inputs = find_pictures(named(args), args.recursive)
+    check_report(args)
+    detector = load_detector(args.detector, args.device)
+    found: list[dict[str, Any]] = []
+    for path, relative in inputs:
+        found.append(_detect(path, relative, detector, options, args))
+    if args.json:
+        write_json(args.json, found, args)
+    failed = [entry for entry in found if entry["error"]]
+    for entry in failed:
+        print(f"failed: {entry['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _detect(
+    path: Path, relative: Path, detector: Detector, options: DetectOptions, args: argparse.Namespace
+) -> dict[str, Any]:
+    from ..detection.selection import select
+    from ..files.drawing import marked
+
+    entry: dict[str, Any] = {"input": str(path), "size": None, "faces": [], "error": ""}
+    try:
+        picture = read(path).frames[:1]
+        entry["size"] = [picture.shape[-1], picture.shape[-2]]
+        faces = select(detector(list(picture), options)[0], options, tuple(picture.shape[-2:])).faces
+        if args.draw:
+            marks = Picture(marked(picture[0], faces)[None])
+            write(Path(args.draw) / relative.with_suffix(".png"), marks, args.overwrite)
+    except IDCodeFormerError as error:
+        entry["error"] = str(error)
+        return entry
+    for face in faces:
+        entry["faces"].append(
+            {"score": face.score, "box": face.box.tolist(), "landmarks": face.landmarks.tolist()}
+        )
+    _print_faces(entry, sys.stderr if args.json == "-" else sys.stdout)
+    return entry
+
+
+def _print_faces(entry: dict[str, Any], stream) -> None:
+    count = len(entry["faces"])
+    print(f"{entry['input']}: {count or 'no'} face{'s' * (count != 1)}", file=stream)
+    for number, face in enumerate(entry["faces"]):
+        x0, y0, x1, y1 = face["box"]
+        print(f"  {number}: score {face['score']:.3f}, box {x0:.1f},{y0:.1f} to {x1:.1f},{y1:.1f} px", file=stream)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Print the similarity of every candidate picture to the reference; 1 where a candidate cannot be compared."""
+    from ..batch import embed_person
+    from ..detection import load_detector
+    from ..identity.recogniser import load_recogniser
+    from .restore import check_report, detect_options_of, write_json
+
+    if not -1 <= args.threshold <= 1:
+        raise BadOption(f"--threshold is {args.threshold:g}; a cosine lies between -1 and 1.")
+    options = detect_options_of(args)
+    check_report(args)
+    detector, recogniser = load_detector(args.detector, args.device), load_recogniser(args.recogniser, args.device)
+    person = embed_person([args.reference], detector, recogniser)
+    lines = [_score(path, person, detector, recogniser, options, args.threshold) for path in args.candidates]
+    stream = sys.stderr if args.json == "-" else sys.stdout
+    for line in lines:
+        if line["error"]:
+            print(f"failed: {line['error']}", file=sys.stderr)
+            continue
+        verdict = "same person" if line["same"] else "another person"
+        others = f" (of {len(line['scores'])} faces)" if len(line["scores"]) > 1 else ""
+        print(f"{line['best']:.4f}  {verdict}  {line['candidate']}{others}", file=stream)
+    if args.json:
+        report = {"reference": args.reference, "recogniser": recogniser.name, "threshold": args.threshold}
+        write_json(args.json, report | {"candidates": lines}, args)
+    return 1 if any(line["error"] for line in lines) else 0
+
+
+def _score(
+    path: str, person: Embeddings, detector: Detector, recogniser, options: DetectOptions, threshold: float
+) -> dict[str, Any]:
+    from ..detection.selection import select
+    from ..identity.recogniser import cosine
+
+    line: dict[str, Any] = {"candidate": path, "scores": [], "best": None, "same": None, "error": ""}
+    try:
+        frame = read(path).frames[0]
+        faces = select(detector([frame], options)[0], options, tuple(frame.shape[-2:])).faces
+        if not faces:
+            raise BadImage(f"{path} shows no face; lower --confidence, or give another picture.")
+    except IDCodeFormerError as error:
+        return line | {"error": str(error)}
+    scores = cosine(recogniser.embed_faces([frame], [faces]), person)[:, 0].tolist()
+    return line | {"scores": scores, "best": max(scores), "same": max(scores) >= threshold}

@@ -1,0 +1,1 @@
+"""Putting a restored face back: where (plan), under which mask (masks, parsing), and the blend."""

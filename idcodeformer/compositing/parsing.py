@@ -1,0 +1,124 @@
+"""Face parsing: which part of an aligned crop is skin, hair, hat ..., by facexlib's ParseNet where its weights are."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import BadImage, BadOption
+from ..runtime.device import resolve_device
+from ..runtime.memory import in_batches
+
+# ParseNet's labels in order (facexlib inference/inference_parsing_parsenet.py; BiSeNet's order is another one).
+CLASSES = (
+    "background", "skin", "nose", "glasses", "left_eye", "right_eye", "left_brow", "right_brow", "left_ear",
+    "right_ear", "mouth", "upper_lip", "lower_lip", "hair", "hat", "earring", "necklace", "neck", "cloth",
+)  # fmt: skip
+HAIR = CLASSES.index("hair")
+REFERENCE_CLASSES = (*range(1, 14), 15)  # what the reference pastes: no background, hat, necklace, neck, cloth
+REFERENCE_CLASSES_WITHOUT_HAIR = tuple(label for label in REFERENCE_CLASSES if label != HAIR)
+
+_FEATHER = 11 * math.sqrt(2)  # px at 512: the reference blurs twice with sigma 11, which is once with this
+_RADIUS = 100 / 512  # of the crop: the reach of the reference's two kernels of 101 px
+_EDGE = 10 / 512  # of the crop: the border where the reference's mask is zero
+
+
+class FaceParser:
+    """ParseNet behind one door: crops of any size in, labels of the same size out."""
+
+    def __init__(self, network: nn.Module, device: torch.device | str | None = None, size: int = 512) -> None:
+        """``size``: px the network works at. 512 is what it was trained for; 256 costs a quarter and is less exact."""
+        if size < 64 or size % 16:
+            raise BadOption(f"The parsing size is {size}; choose a multiple of 16 from 64, such as 512 or 256.")
+        self.device = resolve_device(device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.size = size
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Labels [N,S,S] (uint8, index into ``CLASSES``) of aligned crops [N,3,S,S] in [0,1], on their device.
+
+        Raises BadImage for another shape and OutOfMemory where not even one crop fits.
+        """
+        if pixels.dim() != 4 or pixels.shape[1] != 3 or 0 in pixels.shape[2:]:
+            raise BadImage(f"Face parsing got a tensor {tuple(pixels.shape)}; give RGB crops [N,3,S,S] in 0..1.")
+        labels = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.uint8, device=pixels.device)
+
+        def step(start: int, stop: int) -> None:
+            labels[start:stop] = self._labels(pixels[start:stop]).to(pixels.device)
+
+        in_batches(len(pixels), 1 if self.device.type == "cpu" else 8, step, what="parsing")
+        return labels
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[N,19,size,size] class scores at the working size for crops [N,3,size,size] in [0,1]."""
+        weight = next(self.network.parameters())
+        return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
+
+    def _labels(self, pixels: Tensor) -> Tensor:
+        logits = self.logits(_resize(pixels.float(), (self.size, self.size)))
+        return _resize(logits, pixels.shape[2:]).argmax(1).to(torch.uint8)
+
+
+def soft_mask(labels: Tensor, classes: Sequence[int] | None = None, side: int | None = None) -> Tensor:
+    """[N,1,S,S] float32 in [0,1]: 1 well inside the chosen ``classes``, feathered outwards, 0 along the crop's border.
+
+    ``labels`` [N,S,S]; None chooses REFERENCE_CLASSES. ``side``: make it at most this large; the blur leaves
+    nothing that a quarter of S could not show, and costs a sixty-fourth there. At 512 px these are the blur and border
+    of the reference's ``paste_faces_to_input_image`` (two Gaussians of sigma 11, then 10 px of zero); in proportion at
+    other sizes.
+    """
+    chosen = REFERENCE_CLASSES if classes is None else tuple(classes)
+    wrong = [label for label in chosen if not 0 <= label < len(CLASSES)]
+    if wrong:
+        raise BadOption(f"{wrong} are no parsing classes; choose from 0 to {len(CLASSES) - 1} ({', '.join(CLASSES)}).")
+    bits = sum(1 << label for label in set(chosen))  # a shift by the label is faster than a table
+    mask = ((torch.full_like(labels, bits, dtype=torch.int32) >> labels.int()) & 1).float()[:, None]
+    if side is not None and side < labels.shape[-1]:
+        mask = F.interpolate(mask, (side, side), mode="bilinear", antialias=True)
+    mask = blur(mask, _FEATHER * mask.shape[-1] / 512, _RADIUS)
+    edge = round(_EDGE * mask.shape[-1])
+    if edge:
+        inner = torch.zeros_like(mask)
+        inner[..., edge:-edge, edge:-edge] = mask[..., edge:-edge, edge:-edge]
+        return inner
+    return mask
+
+
+def blur(mask: Tensor, sigma: float, reach: float = 0.2) -> Tensor:
+    """Gaussian of ``sigma`` px over [N,1,S,S], mirrored at the border; the kernel spans ``reach`` of S to each side."""
+    radius = min(max(1, round(reach * mask.shape[-1])), mask.shape[-1] - 1, mask.shape[-2] - 1)
+    if radius < 1:
+        return mask
+    steps = torch.arange(-radius, radius + 1, device=mask.device, dtype=mask.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(mask, (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
+
+
+def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(pixels.shape[2:]) == tuple(size):
+        return pixels
+    return F.interpolate(pixels, tuple(size), mode="bilinear", antialias=True)
+
+
+def load_parser(
+    name_or_path: str | Path = "parsenet",
+    device: torch.device | str | None = None,
+    folders: Sequence[str | Path] = (),
+    size: int = 512,
+) -> FaceParser:
+    """The parser by name ("parsenet") or by its weight file; ``size`` as in ``FaceParser``.
+
+    Raises MissingWeights (with file, URL and folder), UnsupportedWeights, CorruptWeights and NoDevice. Restoring works
+    without a parser: faces are then pasted with the soft square mask alone.
+    """
+    from ..weights.loading import build
+    from ..weights.store import find
+
+    return FaceParser(build(find(name_or_path, "parsenet", folders), "parsenet"), device, size)

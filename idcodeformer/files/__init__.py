@@ -1,0 +1,1 @@
+"""Pictures on disk and what is drawn on them: reading, writing, sheets and marks."""

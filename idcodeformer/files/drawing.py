@@ -1,0 +1,129 @@
+"""Pictures for people: before/after sheets, marked faces, captions. Drawn with Pillow, returned as tensors."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..types import FaceReport, Faces, Restoration
+from .writing import to_levels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_PAPER, _INK, _MARK = (255, 255, 255), (24, 24, 24), (46, 204, 64)
+_GAP, _TEXT = 8, 15  # px
+_WIDEST = 900  # px of each picture on a sheet
+_TILE = 192  # px of each face on a sheet
+
+
+def comparison(before: Tensor, after: Tensor, result: Restoration) -> Tensor:
+    """Sheet [3,H,W] of the first frame: the whole picture before and after, then each restored face with its scores."""
+    height, width = after.shape[-2:]
+    scale = min(1.0, _WIDEST / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    rows = [_row([(_image(before[0], size), "before"), (_image(after[0], size), "after")])]
+    lines = [line for line in result.report if line.image == 0 and line.status == "restored"]
+    pairs = []
+    for line in lines:
+        left = _image(result.crops_in.pixels[line.crop], (_TILE, _TILE))
+        right = _image(result.crops_out.pixels[line.crop], (_TILE, _TILE))
+        pairs.append((_row([(left, ""), (right, "")], gap=0), face_caption(line)))
+    across = max(1, rows[0].width // (2 * _TILE + _GAP))
+    rows += [_row(pairs[start : start + across]) for start in range(0, len(pairs), across)]
+    return _tensor(_stack(rows))
+
+
+def face_caption(line: FaceReport) -> str:
+    """What is known of one face in a few words."""
+    parts = [f"face {line.face}  {line.score:.2f}"]
+    if line.id_sim_input is not None:
+        parts.append(f"ID-Sim {line.id_sim_input:.2f}")
+    if line.id_sim_after is not None:
+        parts.append(f"ref {line.id_sim_before:.2f}>{line.id_sim_after:.2f}")
+    return "  ".join(parts)
+
+
+def grid(rows: Sequence[Sequence[tuple[Tensor, str]]], height: int) -> Tensor:
+    """Sheet [3,H,W] of rows of (picture [3,h,w], caption), every picture scaled to ``height`` px."""
+    drawn = []
+    for row in rows:
+        cells = []
+        for picture, caption in row:
+            width = max(1, round(picture.shape[-1] * height / picture.shape[-2]))
+            cells.append((_image(picture, (width, height)), caption))
+        drawn.append(_row(cells))
+    return _tensor(_stack(drawn))
+
+
+def stacked(sheets: Sequence[Tensor]) -> Tensor:
+    """Sheets [3,h,w] of any widths under one another, as [3,H,W]."""
+    return _tensor(_stack([_image(sheet, (sheet.shape[-1], sheet.shape[-2])) for sheet in sheets], margin=0))
+
+
+def marked(picture: Tensor, faces: Faces) -> Tensor:
+    """``picture`` [3,H,W] with a box, five points and number and score drawn for every face."""
+    from PIL import ImageDraw
+
+    image = _image(picture, (picture.shape[-1], picture.shape[-2]))
+    draw = ImageDraw.Draw(image)
+    thick = max(1, round(max(image.size) / 500))
+    for number, face in enumerate(faces):
+        x0, y0, x1, y1 = face.box.tolist()
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=_MARK, width=thick)
+        for x, y in face.landmarks.tolist():
+            draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=_MARK)
+        text = f"{number}  {face.score:.2f}"
+        left, top, right, bottom = draw.textbbox((x0, max(0, y0 - _TEXT - 4)), text, font=_font())
+        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_INK)
+        draw.text((x0, max(0, y0 - _TEXT - 4)), text, fill=_PAPER, font=_font())
+    return _tensor(image)
+
+
+def _font():
+    from PIL import ImageFont
+
+    return ImageFont.load_default(_TEXT)
+
+
+def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
+    """Pictures side by side, each with its caption below (no space is kept where no cell has one)."""
+    from PIL import Image as pil
+    from PIL import ImageDraw
+
+    foot = _TEXT + 8 if any(caption for _, caption in cells) else 0
+    width = sum(image.width for image, _ in cells) + gap * (len(cells) - 1)
+    row = pil.new("RGB", (width, max(image.height for image, _ in cells) + foot), _PAPER)
+    draw, left = ImageDraw.Draw(row), 0
+    for image, caption in cells:
+        row.paste(image, (left, 0))
+        draw.text((left + 2, row.height - foot + 2), caption, fill=_INK, font=_font())
+        left += image.width + gap
+    return row
+
+
+def _stack(rows: Sequence[Image], margin: int = _GAP) -> Image:
+    from PIL import Image as pil
+
+    width = max(row.width for row in rows) + 2 * margin
+    sheet = pil.new("RGB", (width, sum(row.height + margin for row in rows) + margin), _PAPER)
+    top = margin
+    for row in rows:
+        sheet.paste(row, (margin, top))
+        top += row.height + margin
+    return sheet
+
+
+def _image(pixels: Tensor, size: tuple[int, int]) -> Image:
+    from PIL import Image as pil
+
+    image = pil.fromarray(to_levels(pixels))
+    return image if image.size == size else image.resize(size, pil.Resampling.LANCZOS)
+
+
+def _tensor(image: Image) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -1,0 +1,166 @@
+"""Tensors to files: all that the source file held is written back, and no file is ever half written."""
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BadImage, BadOption
+from .reading import Picture
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
+_GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
+
+
+def write(path: str | Path, picture: Picture, overwrite: bool = False) -> Path:
+    """Write ``picture`` in the format that the ending of ``path`` names (png, jpg, webp; gif and avif for animations).
+
+    ICC profile, EXIF, resolution and alpha go along; 16-bit pictures stay so in PNG; a gray file stays gray where the
+    frames are. Raises BadOption where the format cannot hold the picture, BadImage where pixels are not finite, where
+    the file exists and ``overwrite`` is False, and where the folder cannot be written.
+    """
+    path = Path(path)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise BadOption(f"{path.name}: pictures are written as {', '.join(sorted(FORMATS))}; choose one of these.")
+    if not bool(torch.isfinite(picture.frames).all()):
+        raise BadImage(f"The result for {path} holds NaN or infinite pixels and is not written; try precision fp32.")
+    if picture.alpha is not None and kind == "JPEG":
+        raise BadOption(f"{path.name} would lose its transparency as JPEG; choose the format png or webp.")
+    data = _encode(picture, kind)
+    return write_bytes(path, data, overwrite)
+
+
+def write_bytes(path: str | Path, data: bytes, overwrite: bool = False) -> Path:
+    """Write a whole file or nothing: to a temporary file beside it, then renamed. Errors as for ``write``."""
+    path = Path(path)
+    make_folder(path.parent)
+    if path.exists() and not overwrite:
+        raise BadImage(f"{path} exists already; add --overwrite, or name another output folder.")
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadImage(f"{path} cannot be written ({error.strerror}); free space or name another folder.") from error
+    finally:
+        with suppress(OSError):  # after the rename, or where it could not even be made, it is not there
+            temporary.unlink()
+    return path
+
+
+def make_folder(folder: Path) -> Path:
+    """Make ``folder`` and its parents. Raises BadImage where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadImage(f"The folder {folder} cannot be made ({error.strerror}); name another output folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise BadImage(f"The folder {folder} cannot be written; name another output folder.")
+    return folder
+
+
+def _encode(picture: Picture, kind: str) -> bytes:
+    if len(picture.frames) > 1:
+        return _encode_animation(picture, kind)
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise BadOption(f"{kind} is written for animations only; choose the format png, jpg or webp.")
+    gray = picture.gray and bool(_spread(picture.frames) <= _GRAY_TOLERANCE)
+    # A profile of gray tones does not describe RGB pixels, and the reverse.
+    icc = picture.icc if gray == picture.gray else None
+    if picture.bits == 16 and kind == "PNG":
+        return _encode_png16(picture, gray, icc)
+    image = _to_image(picture.frames[0], None if picture.alpha is None else picture.alpha[0], gray and kind != "WEBP")
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **_settings(picture, kind, icc))
+    return buffer.getvalue()
+
+
+def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
+    extra: dict[str, Any] = {"icc_profile": icc} if icc else {}
+    if picture.exif:
+        extra["exif"] = picture.exif
+    if picture.dpi and kind != "WEBP":
+        extra["dpi"] = tuple(float(value) for value in picture.dpi)
+    quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95, "method": 4}}
+    return extra | quality.get(kind, {"compress_level": 4})
+
+
+def _encode_animation(picture: Picture, kind: str) -> bytes:
+    if kind == "JPEG":
+        raise BadOption("JPEG holds one frame; choose the format same, png or webp for an animation.")
+    alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
+    images = [_to_image(frame, alpha, gray=False) for frame, alpha in zip(picture.frames, alphas)]
+    buffer = io.BytesIO()
+    durations = list(picture.durations) or 100
+    extra: dict[str, Any] = {"icc_profile": picture.icc} if picture.icc else {}
+    if kind == "WEBP":
+        extra["lossless"] = True
+    if kind == "GIF":
+        extra["disposal"] = 2 if picture.alpha is not None else 0
+    images[0].save(
+        buffer, kind, save_all=True, append_images=images[1:], duration=durations, loop=picture.loop, **extra
+    )
+    return buffer.getvalue()
+
+
+def _spread(frames: Tensor) -> Tensor:
+    return (frames.amax(dim=1) - frames.amin(dim=1)).amax()
+
+
+def to_levels(pixels: Tensor, levels: int = 255) -> np.ndarray:
+    """[C,H,W] in [0,1] -> [H,W,C] integers, clamped and rounded (truncating would darken by half a level)."""
+    import numpy as np
+
+    # One copy, then in place: an 8K picture is 400 MB.
+    array = pixels.detach().cpu().float().clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy()
+    return array.astype(np.uint8 if levels == 255 else np.uint16)
+
+
+def _to_image(frame: Tensor, alpha: Tensor | None, gray: bool) -> Image:
+    from PIL import Image
+
+    channels = frame[:1] if gray else frame
+    array = to_levels(channels if alpha is None else torch.cat([channels, alpha.to(channels)]))
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _encode_png16(picture: Picture, gray: bool, icc: bytes | None) -> bytes:
+    """Pillow writes no 16-bit colour and OpenCV no metadata, so the chunks are added to OpenCV's file."""
+    import cv2
+
+    channels = picture.frames[0][:1] if gray and picture.alpha is None else picture.frames[0][[2, 1, 0]]
+    if picture.alpha is not None:
+        channels = torch.cat([channels, picture.alpha[0].to(channels)])
+    done, encoded = cv2.imencode(".png", to_levels(channels, 65535), [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not done:
+        raise BadImage("OpenCV could not encode a 16-bit PNG; choose the format jpg or webp.")
+    data = encoded.tobytes()
+    extra = b""
+    if icc:
+        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
+    if picture.dpi:
+        extra += _chunk(b"pHYs", struct.pack(">IIB", *(round(float(value) / 0.0254) for value in picture.dpi), 1))
+    if picture.exif:
+        extra += _chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    header_end = 8 + 25  # signature, then the IHDR chunk (PNG specification, sections 5.2 and 11.2.2)
+    return data[:header_end] + extra + data[header_end:]
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

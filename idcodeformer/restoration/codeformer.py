@@ -1,0 +1,144 @@
+"""Crops -> restored crops, in batches sized to memory."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import BadImage, BadOption, UnsupportedWeights
+from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
+from ..runtime.device import resolve_device
+from ..runtime.memory import faces_per_batch, in_batches
+from ..runtime.validation import check_images
+from ..types import Progress, RestoreOptions
+from .engine.execution import Precision, accelerate
+
+
+class CodeFormerRestorer:
+    """Restores aligned faces with a CodeFormer of any size.
+
+    ``restorer(pixels, options)``: pixels [N,3,size,size] RGB in [0,1], FFHQ-aligned -> the same shape, restored, on the
+    device of ``pixels``. ``network`` is the nn.Module, ``config`` its numbers, ``size`` the side of its crops in px.
+    The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
+    ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
+    lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
+    """
+
+    def __init__(self, network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"):
+        self.device = resolve_device(device)
+        self.network = network.to(self.device).eval()
+        self._engine = accelerate(self.network, self.device, precision)
+        self.precision = self._engine.precision
+
+    @property
+    def config(self) -> CodeFormerConfig:
+        """Every number of the network."""
+        return self.network.config
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in px."""
+        return self.config.img_size
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        options: RestoreOptions | None = None,
+        progress: Progress | None = None,
+        w: Tensor | None = None,
+    ) -> Tensor:
+        """Restored faces [N,3,S,S] in [0,1].
+
+        Of ``options``, ``w``, ``adain`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its own
+        fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
+        Raises BadImage, BadOption, and OutOfMemory where not even one face fits.
+        """
+        options = options or RestoreOptions()
+        return self._restore(pixels, [options.w if w is None else _checked(w, len(pixels))], options, progress)[0]
+
+    def sweep(
+        self,
+        pixels: Tensor,
+        ws: Sequence[float],
+        options: RestoreOptions | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Restored faces [len(ws),N,3,S,S] at several fidelities; the encoder and the Transformer run once."""
+        for w in ws:
+            if not 0 <= w <= 1:
+                raise BadOption(f"w is {w}; it must lie between 0 and 1.")
+        return self._restore(pixels, list(ws), options or RestoreOptions(), progress)
+
+    @property
+    def decoder(self) -> CodeFormer:
+        """The module that decodes, in the precision of this restorer, for passes that need a gradient."""
+        return self._engine.module
+
+    def encode(self, pixels: Tensor) -> CodeState:
+        """Codes and encoder features of crops [N,3,S,S] in [0,1], on the restorer's device; independent of w."""
+        self._check(pixels)
+        x = pixels.to(self.device, torch.float32)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self._engine.encode(x * 2 - 1)
+
+    def _restore(
+        self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
+    ) -> Tensor:
+        self._check(pixels)
+        out = torch.empty(len(ws), *pixels.shape, device=pixels.device)
+        batch = options.batch_size or faces_per_batch(self.config, self.device)
+
+        def step(start: int, stop: int) -> None:
+            x = pixels[start:stop].to(self.device, torch.float32, non_blocking=True)
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                state = self._engine.encode(x * 2 - 1)
+                for i, w in enumerate(ws):
+                    each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
+                    image = self._engine.decode(state, each, options.adain).float()
+                    out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
+
+        in_batches(len(pixels), batch, step, progress)
+        return out
+
+    def _check(self, pixels: Tensor) -> None:
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.size, self.size):
+            given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise BadImage(
+                f"Crops are {given}; this network takes [N,3,{self.size},{self.size}]. Align with size={self.size}."
+            )
+        if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
+            check_images(pixels)
+
+
+def _checked(w: Tensor, faces: int) -> Tensor:
+    """Per-face fidelity: its shape, and its range where that costs no synchronisation."""
+    if tuple(w.shape) != (faces,):
+        raise BadOption(f"w has shape {list(w.shape)} for {faces} faces; give one value per face.")
+    if w.device.type == "cpu" and faces and not bool(((w >= 0) & (w <= 1)).all()):
+        raise BadOption(f"w reaches from {float(w.min()):g} to {float(w.max()):g}; it must lie between 0 and 1.")
+    return w
+
+
+def load_restorer(
+    name_or_path: str | Path = "mini_id_codeformer",
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    folders: Sequence[str | Path] = (),
+) -> CodeFormerRestorer:
+    """A restorer from a weight file (.pth or .safetensors) or a name of the registry.
+
+    The embedded networks are ``mini_id_codeformer`` and ``mini_codeformer`` (128 px); the published 512-px network is
+    ``codeformer``. ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights,
+    UnsupportedWeights, NoDevice.
+    """
+    from ..weights.loading import build
+    from ..weights.store import find
+
+    target = resolve_device(device)
+    path = find(name_or_path, "restorer", folders)
+    network = build(path)
+    if not isinstance(network, CodeFormer):
+        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}; choose the file of a CodeFormer.")
+    return CodeFormerRestorer(network, target, precision)

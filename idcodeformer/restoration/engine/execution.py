@@ -1,0 +1,234 @@
+"""Fast inference: the same network, run in the way that suits the device.
+
+``accelerate(network, device, precision)`` reads the weights of a ``CodeFormer`` once and returns an ``Engine``. The
+module is not changed, so training and export see standard weights, and no global state is (allocator, default dtype,
+threads), so an engine is safe inside another program.
+
+Precision. A code that changes is a face that changes, and rounding upstream of the codes does change them, so encoder,
+Transformer and logits always run in float32. "bf16" and "fp16" concern generator and fusion only.
+"""
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import Iterator, Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import BadOption
+from ...networks.codeformer import CodeFormer, CodeState, adain_codes
+from ...runtime.device import resolve_device
+from .strip_blocks import Map, RunFuse, compile_blocks
+from .strips import Scratch, as_rows, cpu_has_bf16
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(device: torch.device | str, precision: Precision = "auto") -> Precision:
+    """What "auto" means on a device: on CUDA bf16 where it is native, else fp16; elsewhere fp32.
+
+    On a CPU bf16 pays only where it is native (AVX512-BF16, AMX), so it is left to who asks for it. Raises BadOption
+    for an unknown name, for fp16 on the CPU, where it is slower than fp32, and for bf16 on a CPU that lacks it.
+    """
+    kind = torch.device(device).type
+    if precision == "auto":
+        if kind != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if precision not in _DTYPES:
+        raise BadOption(f"precision is {precision!r}; use auto, {', '.join(_DTYPES)}.")
+    if precision == "fp16" and kind == "cpu":
+        raise BadOption("precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+    if precision == "bf16" and kind == "cpu" and not cpu_has_bf16():
+        raise BadOption("precision bf16 needs AVX-512, which this CPU lacks; use auto or fp32.")
+    return precision
+
+
+def accelerate(
+    network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"
+) -> "Engine":
+    """An engine with the weights that ``network`` has now; build another after changing them.
+
+    device: where to run; None = where the network is. precision: see the module's text. Raises NoDevice, BadOption.
+    """
+    device = network.position_emb.device if device is None else resolve_device(device)
+    precision = choose_precision(device, precision)
+    kind = StripEngine if device.type == "cpu" else ModuleEngine
+    return kind(network, device, precision)
+
+
+class Engine:
+    """``encode``, ``decode`` and the whole pass, inference only. Inputs may lie anywhere, results lie on ``device``."""
+
+    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
+        self.config = network.config
+        self.device = device
+        self.precision = precision
+        self.dtype = _DTYPES[precision]
+        self._network = network
+
+    def encode(self, x: Tensor) -> CodeState:
+        """[N,3,S,S] in [-1,1] -> codes and encoder features, float32; independent of w."""
+        raise NotImplementedError
+
+    def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
+        """Image [N,3,S,S] float32, about [-1,1], at fidelity ``w`` (float, or tensor [N]). w = 0 computes no fusion."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, w: float | Tensor = 0.5, adain: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """As the network's own call: (image, logits, lq_feat)."""
+        state = self.encode(x)
+        return self.decode(state, w, adain), state.logits, state.lq_feat
+
+    @property
+    def module(self) -> CodeFormer:
+        """The network that this engine runs, for a pass with a gradient; generator and fusion are in ``dtype``."""
+        return self._network
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes kept between calls besides the weights."""
+        return 0
+
+    def release(self) -> None:
+        """Give scratch memory back. The engine stays usable."""
+
+
+def _per_face(w: float | Tensor, count: int) -> list[float | Tensor]:
+    return list(w.expand(count)) if isinstance(w, Tensor) else [w] * count
+
+
+class StripEngine(Engine):
+    """The CPU: faces one after another (a batch gains nothing there), layers in strips that stay in the cache."""
+
+    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
+        super().__init__(network, device, precision)
+        if network.position_emb.device != device:
+            network = copy.deepcopy(network).to(device)
+        sides = network.config.connect_list
+        with torch.inference_mode():
+            self._network = network
+            self._encoder = compile_blocks(network.encoder.blocks, torch.float32)
+            self._generator = compile_blocks(network.generator.blocks, self.dtype)
+            self._fuse = {s: RunFuse(network.fuse_convs_dict[str(s)], self.dtype) for s in sides}
+        self._enc_taps = {i: s for s, i in network.encoder.taps.items() if s in sides}
+        self._gen_taps = {i: s for s, i in network.generator.taps.items() if s in sides}
+        self._idle: list[Scratch] = []
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> CodeState:
+        cfg, n = self.config, len(x)
+        lq_feat = torch.empty(n, cfg.emb_dim, cfg.latent_side, cfg.latent_side)
+        shapes = {s: (n, cfg.channels_at(s), s, s) for s in self._enc_taps.values()}
+        features = {s: torch.empty(shape, memory_format=torch.channels_last) for s, shape in shapes.items()}
+        with self._scratch() as scratch:
+            for i, face in enumerate(x.to("cpu", torch.float32)):
+                self._encode_one(face, lq_feat[i], {s: f[i] for s, f in features.items()}, scratch)
+        logits = self._network.predict(lq_feat)
+        return CodeState(logits, self._network.select(logits), lq_feat, features)
+
+    def _encode_one(self, x: Tensor, lq_feat: Tensor, features: dict[int, Tensor], scratch: Scratch) -> None:
+        """Fills ``lq_feat`` and ``features``; scratch memory is reused, so what the caller keeps is copied out."""
+        m = Map.take(scratch, *x.shape[1:], x.shape[0], torch.float32)
+        m.rows.copy_(x.permute(1, 2, 0))
+        for i, run in enumerate(self._encoder):
+            if run is not None:
+                m = run(m, scratch)
+            if i in self._enc_taps:
+                features[self._enc_taps[i]].copy_(m.rows.permute(2, 0, 1))
+        lq_feat.copy_(m.rows.permute(2, 0, 1))
+        scratch.give(m.rows)
+
+    @torch.inference_mode()
+    def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
+        codes = adain_codes(state) if adain else state.quant
+        n, side = codes.shape[0], self.config.img_size
+        out = torch.empty(n, 3, side, side)
+        with self._scratch() as scratch:
+            for i, weight in enumerate(_per_face(w, n)):
+                fuse = isinstance(weight, Tensor) or weight > 0
+                features = {s: as_rows(f[i : i + 1]) for s, f in state.features.items()} if fuse else {}
+                self._decode_one(codes[i], features, weight, out[i], scratch)
+        return out
+
+    def _decode_one(
+        self, codes: Tensor, features: dict[int, Tensor], w: float | Tensor, out: Tensor, scratch: Scratch
+    ) -> None:
+        m = Map.take(scratch, *codes.shape[1:], codes.shape[0], self.dtype)
+        m.rows.copy_(codes.permute(1, 2, 0))
+        for i, run in enumerate(self._generator):
+            if run is not None:
+                m = run(m, scratch)
+            side = self._gen_taps.get(i)
+            if side in features:
+                m = self._fuse[side](features[side], m, w, scratch)
+        out.copy_(m.rows.permute(2, 0, 1))
+        scratch.give(m.rows)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Scratch memory of one call: threads never share it, and a call that fails drops it."""
+        scratch = self._idle.pop() if self._idle else Scratch()
+        yield scratch
+        self._idle.append(scratch)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return sum(scratch.nbytes for scratch in self._idle)
+
+    def release(self) -> None:
+        self._idle.clear()
+
+
+class ModuleEngine(Engine):
+    """CUDA and MPS: the modules themselves, channels_last, whole batches, nothing that makes the host wait.
+
+    Weights are shared with the network where device and dtype agree; generator and fusion get copies below fp32.
+    ``tf32`` lets CUDA round the encoder's factors to 10 bits, torch's default. Here it is off: codes would change.
+    """
+
+    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision, tf32: bool = False):
+        super().__init__(network, device, precision)
+        self.tf32 = tf32
+        with torch.device("meta"):
+            self._network = CodeFormer(network.config)
+        state = {name: self._placed(name, tensor) for name, tensor in network.state_dict().items()}
+        self._network.load_state_dict(state, assign=True)
+        self._network.eval().requires_grad_(False)
+
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        if not name.startswith(("generator.", "fuse_convs_dict.")) or self.dtype == torch.float32:
+            return tensor.to(self.device)
+        layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+        return tensor.to(self.device, self.dtype, memory_format=layout)
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> CodeState:
+        x = x.to(self.device, torch.float32, memory_format=torch.channels_last)
+        with _cuda_tf32(self.tf32):
+            return self._network.encode(x)
+
+    @torch.inference_mode()
+    def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
+        codes = adain_codes(state) if adain else state.quant
+        features = {s: self._cast(f) for s, f in state.features.items()} if isinstance(w, Tensor) or w > 0 else {}
+        weight = w.to(self.device, self.dtype) if isinstance(w, Tensor) else w
+        cast = CodeState(state.logits, self._cast(codes), state.lq_feat, features)
+        return self._network.decode(cast, weight).float()
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+@contextmanager
+def _cuda_tf32(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may round float32 convolutions and products, for the length of a block; the flags are put back."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before

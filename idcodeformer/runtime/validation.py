@@ -1,0 +1,44 @@
+"""One check at the door of everything that reads pictures."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import BadImage
+
+_BRIGHTEST = 16.0  # far above any highlight of a picture in [0,1], far below one in 0..255
+
+
+def check_images(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The pictures as a list of [3,H,W] float tensors; accepts [B,3,H,W] too.
+
+    Raises BadImage for another shape, an integer type, an empty picture, NaN or infinite pixels, and for pixels in
+    0..255. Costs one pass over the pixels on their device and a single transfer for the whole batch.
+    """
+    if isinstance(images, Tensor) and images.dim() != 4:
+        raise BadImage(f"A batch has shape {tuple(images.shape)}; give [B,3,H,W] or a list of [3,H,W] in 0..1.")
+    batch = list(images)
+    for number, image in enumerate(batch):
+        if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise BadImage(f"Image {number} is {shape}; give an RGB tensor [3,H,W] with values in 0..1.")
+        if image.numel() == 0:
+            raise BadImage(f"Image {number} has no pixels ({image.shape[2]}x{image.shape[1]}); leave it out.")
+        if not image.is_floating_point():
+            raise BadImage(f"Image {number} holds {image.dtype}; convert it to float and divide by 255.")
+    if batch:
+        _check_values(batch)
+    return batch
+
+
+def _check_values(batch: list[Tensor]) -> None:
+    # aminmax passes NaN on, so two numbers an image tell all.
+    extremes = torch.stack([torch.stack(image.aminmax()).float().to(batch[0].device) for image in batch]).tolist()
+    for number, (low, high) in enumerate(extremes):
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise BadImage(f"Image {number} holds NaN or infinite pixels; repair the step that made it.")
+        if max(abs(low), abs(high)) > _BRIGHTEST:
+            reached = max(low, high, key=abs)
+            raise BadImage(f"Image {number} reaches {reached:g}; pixels must lie in 0..1, divide by 255.")

@@ -1,0 +1,178 @@
+"""All that a run can be told: the keys of a configuration, their types, their defaults."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STAGES = ("recogniser", "stage1", "stage2", "stage3", "stage3_id")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of Lightning Fabric; weights stay fp32 in all of them
+
+
+@dataclass
+class DegradationConfig:
+    """Ranges of blind degradation, in the order of application (CodeFormer section 4.1). Each is [low, high]."""
+
+    kernel_size: int = 41  # px, odd; Gaussian blur
+    sigma: list[float] = field(default_factory=lambda: [1.0, 15.0])  # px of the full-size image
+    anisotropic: float = 0.5  # probability that both axes of the blur get their own sigma and an angle
+    downscale: list[float] = field(default_factory=lambda: [4.0, 30.0])  # factor
+    noise: list[float] = field(default_factory=lambda: [0.0, 20.0])  # standard deviation in grey levels of 255
+    jpeg: list[float] = field(default_factory=lambda: [30.0, 80.0])  # quality
+    gray: float = 0.0  # probability of a gray input
+
+
+@dataclass
+class DataConfig:
+    """Where faces come from. Folders are read at any depth."""
+
+    roots: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)  # WebDataset tar files (globs, {000..069}), instead of roots
+    list_csv: str | None = None  # table with columns path,identity,split relative to the first root
+    split: str | None = None  # rows of list_csv to keep
+    extra: list[str] = field(default_factory=list)  # folders beside those, all images; each image is its own identity
+    size: int = 512  # px, side of the network's input
+    hflip: bool = True
+    cache: bool = False  # keep decoded images in memory
+    workers: int = 4  # loader processes a rank
+    limit: int = 0  # use only the first N images; 0 = all
+    labels: bool = False  # read identities from the .cls members of shards (margin training)
+
+
+@dataclass
+class NetConfig:
+    """Numbers of the restoring network; see idcodeformer.networks.codeformer.CodeFormerConfig."""
+
+    img_size: int = 512
+    nf: int = 64
+    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 8])
+    res_blocks: int = 2
+    attn_resolutions: list[int] = field(default_factory=lambda: [16])
+    codebook_size: int = 1024
+    emb_dim: int = 256
+    norm_channels: int = 1
+    dim_embd: int = 512
+    dim_mlp: int = 1024
+    n_head: int = 8
+    n_layers: int = 9
+    connect_list: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
+
+
+@dataclass
+class RecogniserConfig:
+    """The recogniser that stage ``recogniser`` trains."""
+
+    layers: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    dropout: float = 0.0  # before the last layer
+    embedding_dim: int = 512
+    method: str = "distil"  # distil: follow the teacher's embedding; arcface: margin softmax on identities
+    teacher: str | None = None  # weight file of the teacher
+    mix: float = 0.5  # probability that two faces are blended before both networks see them (distil)
+    shift: float = 0.06  # random shift and scale of the crop, as a share of its side
+    degrade: float = 0.2  # probability of a degraded input
+    margin: float = 0.5  # radians (arcface)
+    scale: float = 64.0  # (arcface)
+    relation: float = 1.0  # weight of matching the teacher's similarities within the batch (distil)
+
+
+@dataclass
+class LossConfig:
+    """Weights; 0 leaves a term out and its networks unloaded."""
+
+    l1: float = 1.0
+    pooled: float = 0.0  # L1 of the means over squares of pooled_side px: holds the colours, which L1 hardly sees
+    pooled_side: int = 16
+    mse: float = 0.0  # mean square, which weighs large errors most: what PSNR measures
+    ssim: float = 0.0  # 1 - SSIM (Zhao et al. 2017, "Loss Functions for Image Restoration")
+    anchor: float = 0.0  # mean square of the difference to what a frozen network makes of the input, beyond the face
+    anchor_weights: str | None = None  # that network's file: the control, or where both arms start
+    anchor_shift: bool = True  # false: each colour's mean over the rim is free, for an anchor whose colours are off
+    perceptual: float = 1.0
+    perceptual_every: int = 1  # steps; on the others it is left out, on these its weight is that many times larger
+    perceptual_weights: str | None = None  # file of LPIPS (VGG or AlexNet) or st-LPIPS
+    perceptual_heads: str | None = None  # linear heads of LPIPS v0.1, where perceptual_weights is a bare backbone
+    codebook: float = 1.0
+    commitment: float = 0.25  # equation 2 of the paper; the published code puts 0.25 on the other term
+    feature: float = 1.0
+    code: float = 0.5  # cross-entropy
+    gan: float = 0.0  # scale of the adaptive weight
+    gan_start: int = 0  # step
+    gan_norm: str = "batch"  # batch as published; group for tiny batches
+    gan_ndf: int = 64
+    identity: float = 0.0
+    identity_weights: list[str] = field(default_factory=list)  # files or embedded names; several are averaged
+    identity_start: int = 0
+    identity_jitter: float = 0.0  # random shift of the 112 crop in px, so that the loss cannot be met by one pixel grid
+    identity_blur: float = 0.0  # largest sigma in px by which crops are blurred, so that it cannot be met by fine noise
+    identity_noise: float = 0.0  # largest sigma, in [-1,1], of noise on both crops: only what survives it counts
+    identity_seen: float = 0.0  # power of cos(input, truth) that each face weighs; 0 = all alike
+    identity_maps: float = 0.0  # weight, beside 1 for the embedding, of the recogniser's maps at every resolution
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-4
+    lr_min: float = 1e-6
+    warmup: int = 0  # steps
+    schedule: str = "cosine"  # cosine | steps | constant
+    milestones: list[int] = field(default_factory=list)  # for schedule: steps; each halves the rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 0.0
+    clip: float = 0.0  # gradient norm; 0 = off
+    ema: float = 0.995  # decay of the moving average of weights, which is what is validated and exported
+    ema_share: float = 1 / 9  # of the steps done: the average spans at most that; more quietens short, noisy runs
+
+
+@dataclass
+class FidelityConfig:
+    """How w is drawn in stage III: each sample takes w = 1 with probability ``full``, else uniform in [low, high]."""
+
+    full: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+    code_selection: str = "straight_through"
+    detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
+    adain: bool = False
+    generator_from_vqgan: bool = False  # codebook and generator from vqgan, the rest from init: where stage I went on
+    train_generator: bool = False  # published: frozen. True lets a short run go on with a generator that still improves
+    code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
+    code_only_from: int = 0
+
+
+@dataclass
+class CodebookConfig:
+    kmeans_steps: int = 0  # steps without quantising; then k-means of encoder outputs starts the codebook
+    reset_every: int = 0  # steps between resets of codes that were not used since the last; 0 = never
+    reset_until: int = 0
+
+
+@dataclass
+class TrainConfig:
+    stage: str = "stage1"
+    out: str = "runs/run"  # run folder
+    init: str | None = None  # weight file or checkpoint to start from (stage 2: the VQGAN; stage 3: stage 2)
+    vqgan: str | None = None  # stage 1 result that gives the target codes; by default init
+    seed: int = 0
+    steps: int = 100_000
+    batch: int = 8  # images over all processes
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "32-true"  # Lightning Fabric's names; bf16-mixed or 16-mixed on CUDA, bf16-mixed on new CPUs
+    threads: int = 0  # CPU threads a process; 0 = torch's choice
+    log_every: int = 20
+    sample_every: int = 500
+    save_every: int = 500
+    val_every: int = 1000
+    val_images: int = 64
+    val_degradation: str = "x4"
+    net: NetConfig = field(default_factory=NetConfig)
+    recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    val: DataConfig = field(default_factory=DataConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim_d: OptimConfig = field(default_factory=OptimConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    degradations: dict[str, DegradationConfig] = field(default_factory=dict)  # named ones, for evaluation

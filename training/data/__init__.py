@@ -1,0 +1,1 @@
+"""From files to batches: faces, their degradation, and every random draw, by position."""

@@ -1,0 +1,34 @@
+"""Random numbers of a sample, as a function of the run's seed and of the sample's position in the run, of nothing else.
+
+So a resumed run, another number of workers and a batch split over processes all draw the same.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .degradation import sample_rng
+
+# independent of each other, of the order and of the degradation
+STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14, "noise": 15}
+
+
+def _generators(positions: Tensor, seed: int, stream: str) -> list[np.random.Generator]:
+    key = seed + 1_000_003 * STREAMS[stream]
+    return [sample_rng(key, int(p)) for p in positions]
+
+
+def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
+    """float32 [count,N] in [0,1) on the CPU for the samples at ``positions`` [N]."""
+    rows = [rng.random(count, dtype=np.float32) for rng in _generators(positions, seed, stream)]
+    return torch.from_numpy(np.stack(rows, axis=1))
+
+
+def noise(positions: Tensor, seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
+    """float32 [N,*shape] on the CPU: Gaussian noise whose deviation is each sample's own, uniform in [0, sigma)."""
+    fields = [
+        sigma * rng.random(dtype=np.float32) * rng.standard_normal(shape, dtype=np.float32)
+        for rng in _generators(positions, seed, "noise")
+    ]
+    return torch.from_numpy(np.stack(fields))

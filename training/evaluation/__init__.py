@@ -1,0 +1,1 @@
+"""Measuring: sets, judges, figures, reports."""

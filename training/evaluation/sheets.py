@@ -1,0 +1,86 @@
+"""Sheets of samples: the same faces through every row, chosen by seed, and the ten that came out worst."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DegradationConfig
+from ..metrics import to_8bit
+from .evalset import EvalSet
+from .subjects import Subject
+
+WORST = 10
+CELL = 160  # px; smaller faces are enlarged to this
+LINE = 14  # px of text height
+BLOCKS = 2  # faces side by side
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Faces in rows, versions in columns, with what is written above the columns and below each face."""
+
+    name: str  # of the file, without suffix
+    title: str
+    names: list[str]  # [R] image names
+    columns: list[str]  # [C]
+    images: list[list[np.ndarray]]  # [R][C], uint8 [S,S,3]
+    captions: list[list[str]]  # [R][C], lines separated by \n
+
+
+def make_sheet(
+    name: str, title: str, faces: EvalSet, degradation: DegradationConfig, subjects: Sequence[Subject],
+    rows: np.ndarray, sims: Mapping[str, Mapping[str, np.ndarray]], seed: int, device: torch.device,
+) -> Sheet:  # fmt: skip
+    """The faces ``rows`` through all ``subjects``; ``sims``: recogniser -> row label -> ID-Sim of all images."""
+    labels = [row.label for s in subjects for row in s.rows]
+    images = []
+    for _, truth, degraded in faces.batches(degradation, seed, 1, rows):
+        made = [image for s in subjects for image in s.make(truth.to(device), degraded.to(device))]
+        images.append([_bytes(image[0]) for image in made])
+    captions = [
+        ["\n".join(f"{j}: {by_row[label][r]:.2f}" for j, by_row in sims.items() if label in by_row) for label in labels]
+        for r in rows
+    ]
+    return Sheet(name, title, [faces.name(r) for r in rows], labels, images, captions)
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    return to_8bit(image).mul(255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def draw(sheet: Sheet) -> Any:
+    """The sheet as a PIL image."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, small = ImageFont.load_default(12), ImageFont.load_default(11)
+    side = max(CELL, min(512, sheet.images[0][0].shape[0]))
+    lines = max(c.count("\n") + 1 for row in sheet.captions for c in row)
+    step_x, step_y, top, gap = side + 6, side + lines * LINE + 10, 64, 8
+    block = step_x * len(sheet.columns) + 2 * gap
+    blocks = min(BLOCKS, len(sheet.images))
+    height = top + step_y * -(-len(sheet.images) // blocks)
+    canvas = Image.new("RGB", (gap + block * blocks, height), "white")
+    pen = ImageDraw.Draw(canvas)
+    pen.text((gap, 8), sheet.title, fill="black", font=font)
+    for b in range(blocks):
+        for c, label in enumerate(sheet.columns):
+            place = (gap + b * block + c * step_x, 30)
+            pen.multiline_text(place, _wrapped(label, 26), fill="black", font=small, spacing=1)
+    for number, (images, captions) in enumerate(zip(sheet.images, sheet.captions, strict=True)):
+        left, y = gap + number % blocks * block, top + number // blocks * step_y
+        for c, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            cell = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+            canvas.paste(cell, (left + c * step_x, y))
+            pen.multiline_text((left + c * step_x, y + side + 2), caption, fill="black", font=small, spacing=1)
+    return canvas
+
+
+def _wrapped(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width)[:2])

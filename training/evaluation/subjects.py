@@ -1,0 +1,173 @@
+"""What is put before the judges: the degraded input, models at several w, the ceiling, and the truth itself."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from idcodeformer.networks.codeformer import CodeFormer
+from idcodeformer.networks.vqgan import VQAutoEncoder
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.types import RestoreOptions
+from idcodeformer.weights.store import find, sha256_of
+
+from ..config import ConfigError
+
+Kind = Literal["input", "model", "ceiling", "truth"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    kind: Kind
+    name: str
+    w: float | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name if self.w is None else f"{self.name}, w = {self.w:g}"
+
+
+class Subject(Protocol):
+    """Makes the images of its rows, [N,3,S,S] in [0,1] each, from (truth, degraded) in [0,1].
+
+    ``key`` says what made them, for the cache; ``blind`` ones do not look at the degraded image, so that one result
+    serves all degradations. ``at(w)`` is the same with no other w.
+    """
+
+    rows: list[Row]
+    key: str
+    blind: bool
+
+    def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]: ...
+
+    def at(self, w: float) -> "Subject": ...
+
+
+class _Fixed:
+    """A subject that knows no w."""
+
+    def at(self, w: float):  # type: ignore[no-untyped-def]
+        return self
+
+
+class InputSubject(_Fixed):
+    """The floor: the degraded image as it came."""
+
+    rows, key, blind = [Row("input", "input (degraded)")], "input", False
+
+    def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
+        return [degraded]
+
+
+class TruthSubject(_Fixed):
+    """The undegraded photograph: what verification reaches when nothing was lost."""
+
+    rows, key, blind = [Row("truth", "truth (undegraded)")], "truth", True
+
+    def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
+        return [truth]
+
+
+class ModelSubject:
+    """A CodeFormer at several w, restored by the pack's own code in fp32; the encoder runs once for all w."""
+
+    blind = False
+
+    def __init__(self, name: str, digest: str, restorer: CodeFormerRestorer, ws: Sequence[float], adain: bool):
+        self.name, self.digest, self.restorer, self.ws, self.adain = name, digest, restorer, tuple(ws), adain
+        self.size = restorer.size
+        self.rows = [Row("model", name, w) for w in self.ws]
+        self.key = f"codeformer {digest} w={self.ws} adain={adain}"
+
+    def at(self, w: float) -> "ModelSubject":
+        return ModelSubject(self.name, self.digest, self.restorer, (w,), self.adain)
+
+    def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
+        return list(self.restorer.sweep(degraded, self.ws, RestoreOptions(adain=self.adain)))
+
+
+class CeilingSubject(_Fixed):
+    """The best that the codes allow: the truth through an autoencoder, nearest codes in place of predicted ones."""
+
+    blind = True
+
+    def __init__(self, name: str, path: Path, net: VQAutoEncoder | CodeFormer):
+        self.net = net
+        self.rows = [Row("ceiling", f"VQGAN reconstruction of the truth ({name})")]
+        self.key = f"ceiling {sha256_of(path)}"
+
+    @torch.no_grad()
+    def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
+        net = self.net
+        z = net.encoder(truth * 2 - 1)
+        codes = net.quantize.lookup(net.quantize.nearest(z), z.shape[2], z.shape[3])
+        return [(net.generator(codes).clamp(-1, 1) + 1) / 2]
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """``NAME=PATH`` or ``PATH`` or a name the store knows -> (name to print, path or store name).
+
+    A checkpoint without a name takes that of its run folder: every run has a best.ckpt.
+    """
+    name, equals, path = text.partition("=")
+    if equals and name and "/" not in name:
+        return name, path
+    file = Path(text)
+    return (file.parent.name or file.stem) if file.suffix == ".ckpt" else file.stem, text
+
+
+def load_network(path: Path, kind: str | None) -> nn.Module:
+    """A frozen fp32 network in eval mode, from an export, a published file or a training checkpoint (.ckpt)."""
+    if path.suffix == ".ckpt":
+        from ..checkpoint import read_checkpoint
+        from ..tools.export import network_of
+
+        return network_of(read_checkpoint(path))
+    from idcodeformer.weights.loading import build
+
+    return build(path, kind).float().eval().requires_grad_(False)
+
+
+def identity_files(path: Path, net: nn.Module) -> list[str]:
+    """Names (of files, without folder and suffix) of the recognisers in a model's loss, where the file says so."""
+    import json
+
+    if path.suffix == ".ckpt":
+        from ..checkpoint import read_checkpoint
+
+        config = read_checkpoint(path)["config"]
+    else:
+        config = json.loads(getattr(net, "weights_metadata", {}).get("training", "{}"))
+    loss = config.get("loss", {})
+    return [Path(name).stem for name in loss.get("identity_weights", [])] if loss.get("identity") else []
+
+
+def load_model(text: str, ws: Sequence[float], adain: bool, device: torch.device) -> tuple[ModelSubject, list[str]]:
+    """A model to measure, from ``NAME=PATH``, and the recognisers its loss used."""
+    name, source = split_name(text)
+    path = find(source, "codeformer")
+    net = load_network(path, "codeformer")
+    if not isinstance(net, CodeFormer):
+        raise ConfigError(f"{path} holds {type(net).__name__}, not a CodeFormer: name a stage II or III result.")
+    if any(ws) and not net.config.connect_list:
+        raise ConfigError(f"{path} has no fusion blocks (connect_list is empty); only --w 0 can be measured.")
+    known = identity_files(path, net)
+    return ModelSubject(name, sha256_of(path), CodeFormerRestorer(net, device, "fp32"), ws, adain), known
+
+
+def load_ceiling(text: str, size: int, device: torch.device) -> CeilingSubject:
+    """The autoencoder of a stage I file, or the encoder, codes and generator of a CodeFormer file."""
+    name, source = split_name(text)
+    path = find(source)
+    net = load_network(path, None)
+    if not isinstance(net, (VQAutoEncoder, CodeFormer)):
+        raise ConfigError(f"{path} holds {type(net).__name__}; --ceiling takes a stage I (VQGAN) or a CodeFormer file.")
+    if net.config.img_size != size:
+        raise ConfigError(f"{path} works at {net.config.img_size} px, not {size} px; give the models' own autoencoder.")
+    return CeilingSubject(name, path, net.to(device))

@@ -1,0 +1,1 @@
+"""Commands around a training: aligning a data set, exporting a model."""
