@@ -169,8 +169,9 @@ class Trainer:
     def _step_discriminator(self, discriminator: nn.Module, batch: dict[str, Any], image: Tensor, step: int) -> Tensor:
         assert self.wrapped_d is not None and self.optimiser_d is not None
         discriminator.requires_grad_(True)
-        both = self.wrapped_d(torch.cat([to_unit(batch["truth"], image.device), image]))
-        loss = hinge_discriminator(*both.float().chunk(2))
+        # apart: batch norm over both would tell them by their share of the statistics, which the generator's step lacks
+        real, fake = self.wrapped_d(to_unit(batch["truth"], image.device)), self.wrapped_d(image)
+        loss = hinge_discriminator(real.float(), fake.float())
         self.optimiser_d.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if self.config.optim_d.clip:
