@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from idcodeformer.geometry.templates import arcface_crop
 
-from ..data.sampling import noise, uniform
+from ..data.sampling import Positions, noise, uniform
 from ..processes import mean as mean_over_processes
+
+# A mean over some million pixels has gradients below what fp16 can hold; a power of two changes nothing else.
+HALF_SCALE = 4096.0
 
 
 def code_losses(logits: Tensor, lq_feat: Tensor, codes: Tensor, quant: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,16 +55,19 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     """Weight that makes the GAN's gradient at the generator's last layer as large as the reconstruction's.
 
     Esser et al. 2021, equation 7; clamped to [0, 1] and multiplied by ``scale`` as CodeFormer does. The gradients are
-    those of the whole batch, over all processes. A layer that a step does not use (w = 0 in every sample) gives 0.
+    those of the whole batch, over all processes. A layer that a step does not use (w = 0 in every sample) gives 0, and
+    so does a gradient of the GAN that is not finite.
     """
     gradients = torch.stack(
         [
-            torch.autograd.grad(term, last_layer, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            torch.autograd.grad(
+                term * HALF_SCALE, last_layer, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
             for term in (reconstruction, adversarial)
         ]
     )
-    rec, gan = mean_over_processes(gradients)
-    return (rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
+    rec, gan = mean_over_processes(gradients.float() / HALF_SCALE)
+    return torch.nan_to_num(rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -123,7 +129,7 @@ class IdentityLoss(nn.Module):
                 handle.remove()
 
     def forward(
-        self, restored: Tensor, truth: Tensor, positions: Tensor | None = None, degraded: Tensor | None = None
+        self, restored: Tensor, truth: Tensor, positions: Positions | None = None, degraded: Tensor | None = None
     ) -> Tensor:
         """[N,3,S,S] each -> scalar in [0,2], with ``maps`` in [0, 2 + 2 maps].
 
