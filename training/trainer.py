@@ -36,7 +36,8 @@ class Trainer:
         if fabric is None:
             self.fabric.launch()
         torch.manual_seed(config.seed)  # the same start on every process
-        self.data = PairDataset(config.data, config.degradation, config.seed)
+        others = bool(config.loss.identity and config.loss.identity_other)
+        self.data = PairDataset(config.data, config.degradation, config.seed, others=others)
         self.data.check()
         self.stage: Stage = build_stage(config, len(self.data.labels))
         self.sources = digests(config, self.data.entries)

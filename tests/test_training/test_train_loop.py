@@ -199,7 +199,7 @@ def test_a_crash_while_the_table_is_cut_keeps_it(tmp_path, monkeypatch):
 
 
 def test_batch_statistics_are_those_of_all_processes(train, arguments, base, faces, tmp_path):
-    """The mean over the halves of a batch is that of the whole, where the weights stay and no face mixes with another."""
+    """The mean over the halves of a batch is that of the whole where the weights stay and no faces are blended."""
     words = [*arguments["distil"], "optim.lr=0", "optim.lr_min=0", "recogniser.mix=0", "steps=3", "val_every=0"]
     words += ["sample_every=0"]
     processes = launch(base, tmp_path / "two", [f"data.roots=[{faces}]", *words, "devices=2"])

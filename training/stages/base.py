@@ -121,7 +121,7 @@ class Stage(nn.Module):
             networks = [load_network(path, "recogniser") for path in loss.identity_weights]
             self.identity = IdentityLoss(
                 networks, loss.identity_jitter, self.config.seed, loss.identity_blur, loss.identity_noise,
-                loss.identity_seen, loss.identity_maps,
+                loss.identity_seen, loss.identity_maps, loss.identity_other,
             )  # fmt: skip
 
     def _make_discriminator(self) -> None:

@@ -89,7 +89,8 @@ class FidelityStage(CodeStage):
             out["anchor"] = self._kept(image, degraded, w)
             total = total + loss.anchor * out["anchor"]
         if self.identity is not None and step >= loss.identity_start:
-            out["identity"] = self.identity(image, truth, batch["position"], degraded)
+            other = to_unit(batch["other"], self.device) if "other" in batch else None
+            out["identity"] = self.identity(image, truth, batch["position"], degraded, other)
             total = total + loss.identity * out["identity"]
         if self.discriminator is not None:
             largest = self.net.fuse_convs_dict[str(max(self.net.config.connect_list))]
