@@ -13,11 +13,11 @@ from .checkpoint import SCORE, check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
 from .data.dataset import PairDataset, PositionBatches, make_loader, to_unit
 from .errors import NotFinite
+from .fingerprints import digests
 from .launch import StopSignal, make_fabric, precision_notice
 from .optim import EMA, adam, learning_rate, set_rate
 from .processes import average_buffers, gathered, total
 from .runlog import RunLog, sample_grid
-from .sources import digests
 from .stages import FROZEN, Stage, build_stage
 from .stages.losses import hinge_discriminator
 from .validation import restore_samples, validate, validation_set
