@@ -287,3 +287,28 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_an_unknown_ending(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="written as"):
         write(tmp_path / "a.xyz", Picture(torch.zeros(1, 3, 4, 4)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_colour_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    colour = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
+    data = cv2.imencode(".tif", colour)[1].tobytes()
+    order = "<" if data[:2] == b"II" else ">"
+    start = struct.unpack_from(order + "I", data, 4)[0]
+    count = struct.unpack_from(order + "H", data, start)[0]
+    entries = [data[start + 2 + 12 * n :][:12] for n in range(count)]
+    entries = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != 274]
+    entries.append(struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0))
+    entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry)[0])
+    patched = bytearray(data + b"\0" * (len(data) % 2))
+    struct.pack_into(order + "I", patched, 4, len(patched))
+    patched += struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "I", 0)
+    (tmp_path / "a.tif").write_bytes(patched)
+    stored = colour[:, :, ::-1]
+    wanted = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored.transpose(1, 0, 2)[::-1, ::-1], 8: np.rot90(stored, 1),
+    }[orientation]  # fmt: skip
+    picture = read(tmp_path / "a.tif")
+    assert picture.bits == 16
+    np.testing.assert_array_equal(levels(picture, 65535), wanted)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def _decode(data: bytes, path: Path) -> Picture:
             frame, alpha, facts = _gray16(image)
         elif _is_16_bit_colour(image, data):
             image.load()  # OpenCV fills what is missing of a truncated file with gray; Pillow notices
-            frame, alpha, facts = _colour16(data, path)
+            frame, alpha, facts = _colour16(_unturned(data, image.format), path)
         else:
             frame, alpha, facts = _eight_bit(image)
         frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
@@ -181,6 +182,25 @@ def _is_16_bit_colour(image: Image, data: bytes) -> bool:
         return data[24] == 16
     bits = getattr(image, "tag_v2", {}).get(258, (8,)) if image.format == "TIFF" else (8,)
     return max(bits) == 16 and image.mode in ("RGB", "RGBA", "RGBX")
+
+
+def _unturned(data: bytes, kind: str | None) -> bytes:
+    """A TIFF file with Orientation = 1 in its first directory: OpenCV turns TIFFs itself, whatever it is asked.
+
+    TIFF 6.0, section 2: entries of 12 bytes behind a count of 2; BigTIFF: entries of 20 bytes behind a count of 8.
+    """
+    if kind != "TIFF":
+        return data
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
+    first, length = start + (8 if big else 2), 20 if big else 12
+    patched = bytearray(data)
+    for entry in range(first, first + count * length, length):
+        if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION:
+            struct.pack_into(order + "H", patched, entry + (12 if big else 8), 1)
+    return bytes(patched)
 
 
 def _colour16(data: bytes, path: Path) -> tuple[Tensor, Tensor | None, dict[str, Any]]:

@@ -152,13 +152,32 @@ def _construct(architecture: Architecture, state: State, metadata: Mapping[str, 
             config = architecture.config_from_dict(json.loads(metadata["config"]))
         else:
             config = architecture.recover(state)
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as exc:
-        raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({exc}).") from exc
-    with torch.device("meta" if architecture.on_meta else "cpu"):
-        module = architecture.construct(config)
+        _refuse_endless(config, len(state))
+        with torch.device("meta" if architecture.on_meta else "cpu"):
+            module = architecture.construct(config)
+    except (KeyError, IndexError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as exc:
+        detail = (str(exc).splitlines() or [type(exc).__name__])[0][:160]
+        raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({detail}).") from exc
     if not hasattr(module, "config"):
         module.config = config
     return module
+
+
+def _refuse_endless(config: Any, tensors: int) -> None:
+    """Raise ValueError where a config asks for more blocks than the file has tensors: building them would not end."""
+    values = config if isinstance(config, Mapping) else vars(config)
+    levels = values.get("ch_mult", ())
+    blocks = {
+        "n_layers": values.get("n_layers", 0),
+        "res_blocks": values.get("res_blocks", 0) * len(levels),
+        "connect_list": len(values.get("connect_list", ())),
+        "layers": sum(values.get("layers", ())),
+        "stages": sum(stage[2] for stage in values.get("stages", ())),
+        "res_depth": values.get("res_depth", 0),
+    }
+    for name, count in blocks.items():
+        if not 0 <= count <= tensors:
+            raise ValueError(f"{name} asks for {count} blocks, the file has {tensors} tensors")
 
 
 def _fill(module: nn.Module, state: State, assign: bool) -> None:
