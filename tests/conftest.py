@@ -83,3 +83,20 @@ def tiny_recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = ((2, 16, 1, 2), (2, 16, 1, 2), (2, 16, 1, 2))
     network = MobileFaceNet(MobileFaceNetConfig(stages=stages, stem=16, head=32, embedding_dim=16))
     return save(network, tmp_path_factory.mktemp("weights") / "tiny_recogniser.safetensors")
+
+
+@pytest.fixture
+def latin_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text files opened without an encoding are in cp1252, as on many a Windows."""
+    import builtins
+    import io
+
+    real = io.open
+
+    def opened(file, mode="r", buffering=-1, encoding=None, *more, **named):
+        if "b" not in mode and encoding in (None, "locale"):
+            encoding = "cp1252"
+        return real(file, mode, buffering, encoding, *more, **named)
+
+    monkeypatch.setattr(io, "open", opened)
+    monkeypatch.setattr(builtins, "open", opened)

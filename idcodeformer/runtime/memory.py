@@ -50,7 +50,7 @@ def free_bytes(device: torch.device) -> int:
 def _system_free() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
@@ -62,9 +62,9 @@ def _container_free() -> int:
     """What the control group leaves: a container sees the whole machine in /proc/meminfo, but may not use it."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists():
-        allowed = limit.read_text().strip()
+        allowed = limit.read_text(encoding="utf-8").strip()
         if allowed.isdigit():
-            return max(0, int(allowed) - int(used.read_text()))
+            return max(0, int(allowed) - int(used.read_text(encoding="utf-8")))
     return 1 << 62
 
 

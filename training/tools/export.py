@@ -98,6 +98,7 @@ def export(
         "licence": licence,
         "data": data_note or "Folders: " + ", ".join(PurePath(r).name for r in state["config"]["data"]["roots"]),
         "training": json.dumps(_without_paths(state["config"]), sort_keys=True),
+        "sources": json.dumps(state.get("sources", {}), sort_keys=True),  # sha256 of what the training read
         "torch": str(torch.__version__),
     }
     save(net, out, metadata, dtype=torch.float16 if fp16 else None)
