@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import BadImage, BadOption, IDCodeFormerError, MissingWeights
+from .files.origin import fingerprint, origin_of
 from .files.reading import Picture, read
-from .files.writing import write
+from .files.writing import check_size, write
 from .guidance.optimise import GuidanceOptions
+from .runtime.memory import is_out_of_memory
 from .types import DetectOptions, Detector, Embeddings, FaceReport, RestoreOptions
 
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
@@ -39,6 +41,11 @@ class Outcome:
     @property
     def restored(self) -> int:
         return sum(face["status"] == "restored" for face in self.faces)
+
+
+    def entry(self) -> dict[str, Any]:
+        """The line of a report."""
+        return self.__dict__ | {"restored": self.restored}
 
 
 class RestoreJob:
@@ -63,6 +70,9 @@ class RestoreJob:
         from .restoration.upscaling import load_upscaler
 
         args = self.args
+        given = {"--upscale": args.upscale != 1, "--compare": args.compare, "--save-crops": args.save_crops}
+        if args.aligned and any(given.values()):
+            note(f"--aligned writes restored crops alone: {', '.join(k for k, v in given.items() if v)} is left out.")
         self.model = args.model or default_model()
         restorer = load_restorer(self.model, args.device, args.precision)
         detector = None if args.aligned and not args.reference else load_detector(args.detector, args.device)
@@ -85,7 +95,7 @@ class RestoreJob:
         from . import __version__
 
         options = {name: value for name, value in vars(self.args).items() if name not in ("handler", "command")}
-        files = [outcome.__dict__ | {"restored": outcome.restored} for outcome in outcomes]
+        files = [outcome.entry() for outcome in outcomes]
         return {"version": __version__, "model": self.model, "options": options, "files": files}
 
     def attempt(self, path: Path, target: Path, progress: Callable[[int, int, str], None]) -> Outcome:
@@ -97,15 +107,21 @@ class RestoreJob:
             if self.args.debug:
                 traceback.print_exc()
             told = str(error) if isinstance(error, IDCodeFormerError) else f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                told = f"{path} does not fit into memory; close other programs, lower --upscale, or scale it down."
             outcome.error = told if str(path) in told else f"{path}: {told}"
         outcome.seconds = round(time.perf_counter() - start, 3)
         return outcome
 
     def _whole(self, path: Path, target: Path, outcome: Outcome, progress: Callable[[int, int, str], None]) -> None:
-        if self._is_kept(FINAL, path, target, outcome):
+        free = self._is_kept(FINAL, path, target, outcome)
+        if free is None:
             return
+        target = free
         picture = read(path)
         outcome.size = picture.size[::-1]
+        height, width = (round(side * self.options.upscale) for side in picture.size)
+        check_size(self._file(FINAL, target, picture), width, height)
         result = self.pipeline(
             list(picture.frames),
             self.options,
@@ -130,8 +146,10 @@ class RestoreJob:
 
     def _aligned(self, path: Path, target: Path, outcome: Outcome, progress: Callable[[int, int, str], None]) -> None:
         """The file is a crop already: no detection, no pasting (reference: has_aligned)."""
-        if self._is_kept(RESTORED, path, target, outcome):
+        free = self._is_kept(RESTORED, path, target, outcome)
+        if free is None:
             return
+        target = free
         picture = read(path)
         outcome.size = picture.size[::-1]
         if min(picture.size) < _SMALLEST_CROP:
@@ -141,6 +159,11 @@ class RestoreJob:
         faces, notes = self.pipeline.restored_crops(pixels, self.options, self.guidance, self.references, progress)
         faces = pixels + self.options.strength * (faces - pixels)
         outcome.faces = self._aligned_report(pixels, faces, notes)
+        for number, face in enumerate(outcome.faces):
+            if face["id_sim_input"] is not None and face["id_sim_input"] < self.options.min_identity:
+                least = self.options.min_identity
+                face |= {"status": "skipped", "reason": f"identity {face['id_sim_input']:.2f} is below {least:g}"}
+                faces[number] = pixels[number]
         restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
         outcome.output = str(write(self._file(RESTORED, target, picture), restored, self.args.overwrite))
         outcome.status = "restored"
@@ -163,17 +186,26 @@ class RestoreJob:
             lines.append(report.to_dict())
         return lines
 
-    def _is_kept(self, folder: str, source: Path, target: Path, outcome: Outcome) -> bool:
-        """Whether a result is there already; found out before any work is done."""
+    def _is_kept(self, folder: str, source: Path, target: Path, outcome: Outcome) -> Path | None:
+        """Where the result goes, None where it is there already; found out before any work is done.
+
+        A result that bears the mark of another source (grandma.jpg where this is grandma.png) is not this one's.
+        """
         endings = [f".{self.args.format}"] if self.args.format else dict.fromkeys([".png", source.suffix.lower()])
-        files = [self.out / folder / target.with_name(f"{target.name}{self.args.suffix}{end}") for end in endings]
-        there = [file for file in files if file.exists()]
-        if not there or self.args.overwrite:
-            return False
-        if not self.args.skip_existing:
-            raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or name another output.")
-        outcome.status, outcome.output = "kept", str(there[0])
-        return True
+        own = fingerprint(source) if self.args.skip_existing and source.is_file() else ""
+        ending = source.suffix.lstrip(".") or "file"
+        names = [target.name, f"{target.name}_{ending}", *(f"{target.name}_{ending}_{n}" for n in range(2, 100))]
+        for name in names:
+            files = [self.out / folder / target.with_name(f"{name}{self.args.suffix}{end}") for end in endings]
+            there = [file for file in files if file.exists()]
+            if not there or self.args.overwrite:
+                return target.with_name(name)
+            if not self.args.skip_existing:
+                raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or another output.")
+            if origin_of(there[0]) in ("", own):
+                outcome.status, outcome.output = "kept", str(there[0])
+                return None
+        raise BadImage(f"{source}: a hundred results bear this name; name another output folder.")
 
     def _file(self, folder: str, target: Path, picture: Picture) -> Path:
         ending = f".{self.args.format}" if self.args.format else picture.suffix if len(picture.frames) > 1 else ".png"

@@ -312,3 +312,53 @@ def test_16_bit_colour_tiff_is_turned_once(tmp_path: Path, orientation: int) -> 
     picture = read(tmp_path / "a.tif")
     assert picture.bits == 16
     np.testing.assert_array_equal(levels(picture, 65535), wanted)
+
+
+def test_an_animation_that_plays_once_stays_so(tmp_path: Path) -> None:
+    first, *others = frames(3)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=40)
+    picture = read(tmp_path / "a.gif")
+    assert picture.loop is None
+    for name in ("b.gif", "b.png", "b.webp"):
+        write(tmp_path / name, picture)
+        assert read(tmp_path / name).loop is None
+    with Image.open(tmp_path / "b.gif") as back:
+        assert "loop" not in back.info
+
+
+def test_the_poster_of_an_apng_stays_out_of_the_animation(tmp_path: Path) -> None:
+    first, *others = frames(4)
+    first.save(tmp_path / "a.png", save_all=True, append_images=others, default_image=True, duration=[40, 50, 60])
+    picture = read(tmp_path / "a.png")
+    assert picture.poster and picture.durations == (40, 50, 60) and len(picture.frames) == 4
+    write(tmp_path / "b.png", replace(picture, exif=exif(1).tobytes()))
+    with Image.open(tmp_path / "b.png") as back:
+        assert back.default_image and back.n_frames == 4 and back.getexif()[0x010F] == "Maker"
+    write(tmp_path / "b.gif", picture)
+    with Image.open(tmp_path / "b.gif") as back:
+        assert back.n_frames == 3
+
+
+def test_what_exif_says_of_the_stored_pixels_is_left_out(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6))
+    write(tmp_path / "b.png", read(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "b.png") as back:
+        assert set(back.getexif()) == {0x0112, 0x010F, 0x8769}
+
+
+def test_a_broken_orientation_does_not_lose_the_picture(tmp_path: Path) -> None:
+    tags = exif(1)
+    tags[0x0112] = "sideways"
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=tags)
+    np.testing.assert_array_equal(levels(read(tmp_path / "a.png")), COLOURS)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), OSError("out of memory")])
+def test_lack_of_memory_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr("idcodeformer.files.reading._eight_bit", fail)
+    with pytest.raises(BadImage, match="does not fit into memory"):
+        read(tmp_path / "a.png")

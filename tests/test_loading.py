@@ -381,3 +381,27 @@ def test_a_config_that_asks_for_endless_blocks_is_refused_at_once(tiny_restorer,
         save_file(load_file(tiny_restorer), path, metadata | {"config": json.dumps(config)})
         with pytest.raises(UnsupportedWeights, match=path.name):
             loading.build(path)
+
+
+@pytest.mark.parametrize("prefix", ["params_ema.", "net_g.", "module.", "state_dict.net_g.module."])
+def test_prefixed_safetensors_load(tiny_restorer, tmp_path, prefix):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tiny_restorer)
+    path = tmp_path / "prefixed.safetensors"
+    save_file({prefix + key: value for key, value in state.items()} | {"net_d.x": torch.zeros(1)} if "net_g" in prefix
+              and prefix.startswith("net_g") else {prefix + key: value for key, value in state.items()}, path)
+    assert loading.build(path).config.img_size == 64
+
+
+def test_a_torch_zip_named_safetensors_loads(tiny_restorer, tmp_path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(tiny_restorer), tmp_path / "a.safetensors")
+    assert loading.build(tmp_path / "a.safetensors").config.img_size == 64
+
+
+def test_numbers_behind_a_prefix_belong_to_the_network():
+    from idcodeformer.weights.reading import strip_prefix
+
+    assert set(strip_prefix({"model.0.weight": torch.zeros(1)})) == {"model.0.weight"}

@@ -6,9 +6,12 @@ terminated.
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
@@ -174,12 +177,23 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """The reference's spelling (--input_path) becomes ours, and a line without a command means restore."""
+    """The reference's spelling (--input_path) becomes ours, and a line without a command means restore.
+
+    A file whose name begins with a dash is no option. A line in the reference's form (no command, --input_path) writes
+    the faces too, as that program does.
+    """
     out = []
+    published = bool(argv) and argv[0] not in COMMANDS
     for position, token in enumerate(argv):
         if token == "--":
             out += argv[position:]
             break
+        if token.startswith("-") and "." in token and Path(token).is_file():
+            out.append(f"./{token}")
+            continue
+        if published and token.partition("=")[0] in ("--input_path", "--input-path", "-i"):
+            out.append("--save-crops")
+            published = False
         name, equals, value = token.partition("=")
         out.append(name.replace("_", "-") + equals + value if name.startswith("--") else token)
     if out and out[0] not in (*COMMANDS, "-h", "--help", "--version"):
@@ -189,6 +203,26 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    with _writable_streams():
+        return _run(argv)
+
+
+@contextmanager
+def _writable_streams() -> Iterator[None]:
+    """Escape what an output's encoding lacks (cp1252, undecodable bytes of a file name) instead of failing on it."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
     if not getattr(args, "handler", None):

@@ -20,6 +20,8 @@ _SHARE = 0.7  # of the free memory; the rest is for fragmentation and for what o
 _FILLING_FACES = {"cuda": 8, "mps": 4}
 _MOST_FACES = 64
 _UNKNOWN_FREE = 4 << 30
+# How torch, OpenCV, Pillow's decoders and zlib say it, in exceptions of several classes.
+_NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "insufficient memory", "failed to allocate")
 
 
 def bytes_per_face(config: CodeFormerConfig) -> int:
@@ -72,10 +74,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` means that an allocation failed, on any device (the CPU's raises a bare RuntimeError)."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text.lower()
-    )
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
 
 
 def in_batches(
