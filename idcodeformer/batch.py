@@ -104,7 +104,7 @@ class RestoreJob:
                 traceback.print_exc()
             told = str(error) if isinstance(error, IDCodeFormerError) else f"{type(error).__name__}: {error}"
             if is_out_of_memory(error):
-                told = f"{path} does not fit into memory; close other programs, choose a lower upscale or scale it down."
+                told = f"{path} does not fit into memory; close other programs or scale it down."
             outcome.error = told if str(path) in told else f"{path}: {told}"
         outcome.seconds = round(time.perf_counter() - start, 3)
         return outcome
@@ -198,7 +198,7 @@ class RestoreJob:
             if not there or self.args.overwrite:
                 return target.with_name(name)
             if not self.args.skip_existing:
-                raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or name another output.")
+                raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or another output.")
             if origin_of(there[0]) in ("", own):
                 outcome.status, outcome.output = "kept", str(there[0])
                 return None

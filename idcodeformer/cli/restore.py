@@ -160,7 +160,8 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
             if report is not None:
                 report.add(outcome.entry())
             bar.update(number + 1 - bar.n)
-            tqdm.write(printable(describe(outcome)), file=sys.stderr if args.json == "-" or outcome.error else sys.stdout)
+            stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
+            tqdm.write(printable(describe(outcome)), file=stream)
 
 
 def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import BadImage
 
 EXTENSIONS = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .jfi .jif .webp .bmp .dib .tif .tiff .gif .tga .jp2 .j2k .jpx .jpf .ppm .pgm .pbm "
-    ".pnm .avif .avifs .heic .heif .hif .jxl".split()
+    ".png .apng .jpg .jpeg .jpe .jfif .jfi .jif .webp .bmp .dib .tif .tiff .gif .tga .jp2 .j2k .jpx .jpf .ppm .pgm "
+    ".pbm .pnm .avif .avifs .heic .heif .hif .jxl".split()
 )
 # Endings whose decoder may be missing: Pillow's name of the format, and the optional package that has it.
 OPTIONAL = {
@@ -80,7 +80,7 @@ def _files(folder: Path, recursive: bool, unread: list[tuple[Path, str]]) -> lis
 
     def told(error: OSError) -> None:
         if Path(error.filename or folder) == folder:
-            raise BadImage(f"The folder {folder} cannot be listed ({error.strerror}); check its permissions.") from error
+            raise BadImage(f"The folder {folder} cannot be listed ({error.strerror}); check permissions.") from error
         unread.append((Path(error.filename), f"cannot be listed ({error.strerror}); check its permissions"))
 
     files: list[Path] = []
