@@ -108,7 +108,7 @@ class RestoreJob:
                 traceback.print_exc()
             told = str(error) if isinstance(error, IDCodeFormerError) else f"{type(error).__name__}: {error}"
             if is_out_of_memory(error):
-                told = f"{path} does not fit into memory; close other programs, lower --upscale, or scale it down."
+                told = f"{path} does not fit into memory; close other programs or scale it down."
             outcome.error = told if str(path) in told else f"{path}: {told}"
         outcome.seconds = round(time.perf_counter() - start, 3)
         return outcome

@@ -20,7 +20,8 @@ class RunReport:
     """``header`` and the list "files", one entry a line. ``add`` costs the same for the first and the last entry."""
 
     def __init__(self, path: Path, header: dict[str, Any], earlier: list[dict[str, Any]]):
-        self.path, self.header, self.earlier = path, header, earlier
+        self.path, self.earlier = path, earlier
+        self.header = {name: value for name, value in header.items() if name != "files"}  # the list comes last
         self.added: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
 
