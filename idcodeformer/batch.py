@@ -240,13 +240,10 @@ def note(text: str) -> None:
 
 def embed_person(photos: Sequence[str | Path], detector: Detector, recogniser) -> Embeddings:
     """Embeddings [len(photos),D] of the largest face of each photo. Raises BadImage naming a photo without a face."""
+    from .identity.people import embed_photos
+
     frames = [read(photo).frames[0] for photo in photos]
-    shown = detector(frames, DetectOptions())
-    largest = [sorted(faces, key=lambda face: -face.area)[:1] for faces in shown]
-    for photo, faces in zip(photos, largest):
-        if not faces:
-            raise BadImage(f"{photo} shows no face; give a photo of the person that does.")
-    return recogniser.embed_faces(frames, largest)
+    return embed_photos(frames, detector, recogniser, [str(photo) for photo in photos])
 
 
 def default_model() -> str:

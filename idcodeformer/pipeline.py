@@ -12,6 +12,7 @@ from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
 from .guidance.optimise import GuidanceOptions, guide, told
+from .identity.people import embed_photos
 from .identity.recogniser import IdentityRecogniser, cosine, mean_identity
 from .report import Scores, report_lines
 from .restoration.tone import match_gray
@@ -245,12 +246,7 @@ class FacePipeline:
         if self.detector is None:
             raise BadOption("Reference photos need a detector; build the pipeline with one, or pass Embeddings.")
         photos = check_images(references)
-        shown = self.detector(photos, DetectOptions())
-        largest = [sorted(here, key=lambda face: -face.area)[:1] for here in shown]
-        for number, here in enumerate(largest):
-            if not here:
-                raise BadImage(f"Reference photo {number} shows no face; give a photo of the person that does.")
-        return mean_identity((recogniser or self._recognise()).embed_faces(photos, largest))
+        return mean_identity(embed_photos(photos, self.detector, recogniser or self._recognise()))
 
     def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> Scores:
         """Similarities of every crop, each a list of N floats or None."""

@@ -19,7 +19,7 @@ from ..runtime.allocator import keep_pages
 from ..types import Border, GrayMode, Order
 from .models import add_models_parser
 
-COMMANDS = ("restore", "detect", "score", "demo", "models")
+COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_detect(commands)
     _add_score(commands)
+    _add_people(commands)
     _add_demo(commands)
     add_models_parser(commands)
     return parser
@@ -140,6 +141,20 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     _add_faces(sub)
 
 
+def _add_people(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("people", help="embed the people of a folder, and name photos that do not belong",
+                              allow_abbrev=False)
+    sub.set_defaults(handler=_people)
+    sub.add_argument("folder", help="holds a sub-folder of photos for each person; or a file made from one")
+    sub.add_argument("-o", "--output", metavar="FILE", help="write the people as .safetensors")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sub.add_argument("--json", metavar="FILE", help="write people and doubtful photos as JSON; - for standard output")
+    sub.add_argument("--detector", "--detection-model", default="retinaface_mobile0.25", metavar="NAME")
+    sub.add_argument("--debug", action="store_true", help="show where an error came from")
+    _add_recogniser(sub)
+    _add_device(sub)
+
+
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
     sub.set_defaults(handler=_demo)
@@ -168,6 +183,12 @@ def _score(args: argparse.Namespace) -> int:
     from .faces import run_score
 
     return run_score(args)
+
+
+def _people(args: argparse.Namespace) -> int:
+    from .people import run_people
+
+    return run_people(args)
 
 
 def _demo(args: argparse.Namespace) -> int:
