@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FILE_KIND = "idcodeformer_people"
 # Cosine of a photo and the mean of the person's others. With mini_recogniser, over LFW validation people: the photo's
-# own person lies above 0.47 in 99 %, another one below 0.40 in 99 %. Recognisers not listed are taken to be as strict as
-# ArcFace's ResNets, where strangers lie near 0.
+# own person lies above 0.47 in 99 %, another one below 0.40 in 99 %. Recognisers not listed are taken to be as strict
+# as ArcFace's ResNets, where strangers lie near 0.
 BELONGS = {"mini_recogniser": 0.40}
 _BELONGS = 0.30
-# Cosine of a face in a picture and a person, from which on the face is named. 145 LFW validation people, one photo each,
-# mini_recogniser: 95 % of the pairs of strangers stay below 0.30 clean and at x2, below 0.27 at x4; of the pairs of one
+# Cosine of a face in a picture and a person, from which on the face is named. 145 LFW validation people, one photo
+# each, mini_recogniser: 95 % of the pairs of strangers stay below 0.30 clean and at x2, below 0.27 at x4; of the pairs of one
 # person 98 % lie above that clean, 96 % at x2 and 76 % at x4, but 23 % at x8: such faces are mostly left unnamed.
 NAMED = {"mini_recogniser": 0.30}
 _NAMED = 0.25
@@ -139,8 +139,8 @@ def load_people(source: str | Path, detector: Detector | None, recogniser: Ident
     """The people of a folder with a sub-folder of photos for each, or of a file that ``save_people`` wrote.
 
     A folder that holds photos itself is one person, named like it. Photos without a face, of another face or blurred
-    are left out and named in ``doubts``. Raises BadImage where a person has no photo left, BadOption for a file of another
-    recogniser and for a folder without ``detector``, UnsupportedWeights for a file of another kind.
+    are left out and named in ``doubts``. Raises BadImage where a person has no photo left, BadOption for a file of
+    another recogniser and for a folder without ``detector``, UnsupportedWeights for a file of another kind.
     """
     source = Path(source)
     if not source.exists():
