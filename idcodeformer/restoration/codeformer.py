@@ -24,12 +24,19 @@ class CodeFormerRestorer:
     The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
+    ``in_place``: beyond the CPU ``network`` itself is made mixed and run, with no copy of any weight.
     """
 
-    def __init__(self, network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"):
+    def __init__(
+        self,
+        network: CodeFormer,
+        device: torch.device | str | None = None,
+        precision: Precision = "auto",
+        in_place: bool = False,
+    ):
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
-        self._engine = accelerate(self.network, self.device, precision)
+        self._engine = accelerate(self.network, self.device, precision, in_place)
         self.precision = self._engine.precision
 
     @property
