@@ -34,7 +34,9 @@ class ModelPatcher:
 
     def leave(self, least=None):
         """Move weights away, from the last on, until ``least`` bytes are free (None: all)."""
-        if not self.loaded or self.offload_device.type != "meta":
+        from .model_management import state
+
+        if not self.loaded or state.offload != "meta":
             self.loaded = self.loaded and least is not None
             return
         for table, name, tensor in reversed(self._here()):
