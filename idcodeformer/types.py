@@ -116,6 +116,8 @@ class RestoreOptions:
         for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise BadOption(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}.")
+        if self.batch_size < 0:
+            raise BadOption(f"batch_size is {self.batch_size}; it must be at least 1, or 0 to go by free memory.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from idcodeformer.compositing.blend import paste
+from idcodeformer.errors import BadOption
 from idcodeformer.geometry.alignment import align
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from idcodeformer.runtime import memory
 from idcodeformer.types import Crops, Face, RestoreOptions, empty_crops
 
 
@@ -78,3 +80,43 @@ def test_landmarks_on_the_device_are_aligned_and_embedded(face) -> None:
         found = align(image, [(there,)], 32).matrices, eye.embed_faces(image, [(there,)]).vectors
     for mine, wanted in zip(found, expected):
         assert torch.equal(mine.as_subclass(torch.Tensor), wanted)
+
+
+def test_a_card_is_not_credited_with_the_memory_of_the_system(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_system_free", lambda: 1 << 40)
+    monkeypatch.setattr(memory, "_container_free", lambda: 1 << 40)
+    card = torch.device("xpu")
+    backend = type("xpu", (), {"mem_get_info": staticmethod(lambda device: (3 << 30, 16 << 30))})
+    monkeypatch.setattr(torch, "xpu", backend, raising=False)
+    assert memory.free_bytes(card) == 3 << 30
+    monkeypatch.setattr(torch, "xpu", object(), raising=False)
+    assert memory.free_bytes(card) == memory._UNKNOWN_FREE
+    assert memory.free_bytes(torch.device("cpu")) == 1 << 40
+
+
+def test_an_mps_of_torch_before_2_5_is_sized_by_the_system(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_system_free", lambda: 5 << 30)
+    monkeypatch.setattr(memory, "_container_free", lambda: 1 << 40)
+    monkeypatch.delattr(torch.mps, "recommended_max_memory")
+    assert memory.free_bytes(torch.device("mps")) == 5 << 30
+
+
+def test_memory_is_given_back_on_the_device_that_ran_out(monkeypatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append("mps"))
+    backend = type("xpu", (), {"is_available": staticmethod(lambda: True),
+                               "empty_cache": staticmethod(lambda: emptied.append("xpu"))})  # fmt: skip
+    monkeypatch.setattr(torch, "xpu", backend, raising=False)
+
+    def step(start: int, stop: int) -> None:
+        if stop - start > 1:
+            raise RuntimeError("MPS backend out of memory")
+
+    memory.in_batches(2, 2, step)
+    assert emptied == ["mps", "xpu"]
+
+
+def test_a_negative_batch_is_refused() -> None:
+    with pytest.raises(BadOption, match="batch_size is -1"):
+        RestoreOptions(batch_size=-1)

@@ -44,9 +44,17 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "mps":
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):  # since torch 2.5
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return min(_system_free(), _container_free())
+    if device.type in ("cpu", "mps"):  # Apple's GPU shares the system's memory
+        return min(_system_free(), _container_free())
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "mem_get_info"):
+        try:
+            return backend.mem_get_info(device)[0]
+        except RuntimeError:  # some XPU drivers do not tell
+            return _UNKNOWN_FREE
+    return _UNKNOWN_FREE  # the system's memory says nothing of a card that has its own
 
 
 def _system_free() -> int:
@@ -113,6 +121,15 @@ def _attempt(step: Callable[[int, int], None], start: int, stop: int) -> str | N
             raise
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
     gc.collect()
+    _empty_caches()
+    return failure
+
+
+def _empty_caches() -> None:
+    """Give the memory that torch keeps for later back, on every kind of device that is here."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return failure
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        torch.xpu.empty_cache()

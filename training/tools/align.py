@@ -248,7 +248,7 @@ def outside_share(matrix: Any, size: int, image_size: tuple[int, int]) -> float:
 
     reach = (torch.arange(GRID, dtype=torch.float64) + 0.5) * (size / GRID) - 0.5
     y, x = torch.meshgrid(reach, reach, indexing="ij")
-    back = invert(matrix[None].double().cpu())[0]
+    back = invert(matrix[None].cpu().double())[0]
     points = torch.stack([x.flatten(), y.flatten(), torch.ones(GRID * GRID, dtype=torch.float64)], 1) @ back.t()
     height, width = image_size
     inside = (points > -0.5).all(1) & (points[:, 0] < width - 0.5) & (points[:, 1] < height - 0.5)

@@ -185,7 +185,10 @@ class StripEngine(Engine):
     @contextmanager
     def _scratch(self) -> Iterator[Scratch]:
         """Scratch memory of one call: threads never share it, and a call that fails drops it."""
-        scratch = self._idle.pop() if self._idle else Scratch()
+        try:
+            scratch = self._idle.pop()  # one step: after a separate look another thread may have emptied the list
+        except IndexError:
+            scratch = Scratch()
         yield scratch
         self._idle.append(scratch)
 
