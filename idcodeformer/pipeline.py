@@ -15,7 +15,7 @@ from .guidance.optimise import GuidanceOptions, guide, told
 from .identity.people import embed_photos
 from .identity.recogniser import IdentityRecogniser, cosine, mean_identity
 from .report import Scores, report_lines
-from .restoration.tone import match_gray
+from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
     Crops,
@@ -199,7 +199,7 @@ class FacePipeline:
         low, high = restored.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
             raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
-        return match_gray(restored, pixels, options.gray), notes
+        return match_tone(restored, pixels, options), notes
 
     def _guided(
         self,

@@ -75,7 +75,9 @@ class RestoreFaces:
                 ),
                 "colour_match": (
                     "BOOLEAN",
-                    {"default": True, "tooltip": "Give the restored face the colour statistics of the input face."},
+                    {"default": True,
+                     "tooltip": "Give the restored face the colours of the input face, as 'colour' says. Off: the "
+                     "network's own colours."},
                 ),
                 "gray_mode": (
                     ["auto", "force", "off"],
@@ -109,6 +111,12 @@ class RestoreFaces:
                      "tooltip": "A restored face less like the input face than this (cosine similarity) is not put "
                      "back. 0: all are."},
                 ),
+                "colour": (
+                    ["low_band", "adain", "off"],
+                    {"default": "low_band",
+                     "tooltip": "low_band: the broad colours of the face stay those of the input. adain: only the "
+                     "network's own match, as in the reference. off: neither."},
+                ),
             },
         }  # fmt: skip
 
@@ -124,11 +132,12 @@ class RestoreFaces:
         self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
         face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
-        min_identity: float = 0.0,
+        min_identity: float = 0.0, colour: str = "low_band",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
+            colour=colour if colour_match else "off",
         )  # fmt: skip
         frames = convert.frames_of(image)
         _need_recogniser(model_of(model), min_identity, reference)

@@ -16,7 +16,7 @@ from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
 from ..runtime.allocator import keep_pages
-from ..types import Border, GrayMode, Order
+from ..types import Border, Colour, GrayMode, Order
 from .models import add_models_parser
 
 COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
@@ -67,6 +67,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--bg-tile", type=int, default=400, metavar="PX", help="upscaler tile, default 400; 0: none")
     look.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="blend with the input, default 1")
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
+    look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
+                      "colours are the input's; adain: the latent match alone, as the reference; off: neither")
     look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",

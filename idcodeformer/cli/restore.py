@@ -99,6 +99,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         parse_classes=REFERENCE_CLASSES_WITHOUT_HAIR if args.no_hair else None,
         batch_size=args.batch_size,
         min_identity=args.min_identity,
+        colour=args.colour,
     )
     return options, detect_options_of(args)
 
