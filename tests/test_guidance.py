@@ -79,7 +79,10 @@ def test_a_guided_face_is_nearer_to_the_person(restorer, recogniser, pixels, per
 def test_faces_do_not_depend_on_their_batch(restorer, recogniser, pixels, person) -> None:
     together = guide(restorer, pixels, person, recogniser, RestoreOptions(batch_size=12), EAGER)
     alone = guide(restorer, pixels[1:2], person, recogniser, guidance=EAGER)
-    assert torch.allclose(together.pixels[1:2], alone.pixels, atol=1e-4)
+    # Adam's first steps go by the gradient's sign, so that its rounding, another one in a batch, is enlarged; neighbours
+    # that shared a mean or a shift would differ as much as guidance changes the face.
+    apart = (together.pixels[1:2] - alone.pixels).abs().mean()
+    assert apart < 0.05 * (alone.pixels - alone.unguided).abs().mean()
 
 
 def test_consistency_holds_the_means_over_squares(restorer, recogniser, pixels, person) -> None:
