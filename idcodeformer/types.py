@@ -125,6 +125,11 @@ class RestoreOptions:
         if self.batch_size < 0:
             raise BadOption(f"batch_size is {self.batch_size}; it must be at least 1, or 0 to go by free memory.")
 
+    @property
+    def latent_match(self) -> bool:
+        """Whether the codes take mean and deviation of the input's features (AdaIN)."""
+        return self.adain and self.colour != "off"
+
 
 @dataclass(frozen=True, eq=False)
 class FaceReport:

@@ -282,8 +282,9 @@ def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> 
     other = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "judge", "cpu")
     pipeline = FacePipeline(restorer, None, other, None, recogniser)
     references = [recogniser(pixels[:1]), other(pixels[:1])]
-    restored, notes = pipeline.restored_crops(pixels, RestoreOptions(gray="off", colour="off"), EAGER, references)
-    straight = guide(restorer, pixels, references[0], recogniser, RestoreOptions(), EAGER, judge=(other, references[1]))
+    options = RestoreOptions(gray="off", colour="off")
+    restored, notes = pipeline.restored_crops(pixels, options, EAGER, references)
+    straight = guide(restorer, pixels, references[0], recogniser, options, EAGER, judge=(other, references[1]))
     assert torch.equal(restored, straight.pixels)
     assert all("the recogniser that guided" not in note for note in notes)
     assert [note.startswith("guided by tiny") for note in notes] == [not reason for reason in straight.reasons]

@@ -182,7 +182,7 @@ class _Run:
         side = visible_scale(pixels).tolist()
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             state = _copied(state)
-            start = adain_codes(state) if self.options.adain else state.quant
+            start = adain_codes(state) if self.options.latent_match else state.quant
             faces = [
                 _Face(start[i : i + 1].clone(), {s: f[i : i + 1] for s, f in state.features.items()}, w[i : i + 1],
                       vectors[i : i + 1].clone(), unguided[i : i + 1].to(self.device, torch.float32) * 2 - 1,

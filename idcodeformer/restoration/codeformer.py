@@ -58,9 +58,8 @@ class CodeFormerRestorer:
     ) -> Tensor:
         """Restored faces [N,3,S,S] in [0,1].
 
-        Of ``options``, ``w``, ``adain``, ``colour`` ("off" is without AdaIN) and ``batch_size`` matter here; ``w`` [N]
-        in [0,1] gives each face its own fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and
-        may raise to cancel.
+        Of ``options``, ``w``, ``latent_match`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its
+        own fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
         Raises BadImage, BadOption, and OutOfMemory where not even one face fits.
         """
         options = options or RestoreOptions()
@@ -104,7 +103,7 @@ class CodeFormerRestorer:
                 state = self._engine.encode(x * 2 - 1)
                 for i, w in enumerate(ws):
                     each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
-                    image = self._engine.decode(state, each, options.adain and options.colour != "off").float()
+                    image = self._engine.decode(state, each, options.latent_match).float()
                     out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
 
         in_batches(len(pixels), batch, step, progress)
