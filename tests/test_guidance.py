@@ -79,7 +79,7 @@ def test_a_guided_face_is_nearer_to_the_person(restorer, recogniser, pixels, per
 def test_faces_do_not_depend_on_their_batch(restorer, recogniser, pixels, person) -> None:
     together = guide(restorer, pixels, person, recogniser, RestoreOptions(batch_size=12), EAGER)
     alone = guide(restorer, pixels[1:2], person, recogniser, guidance=EAGER)
-    # Adam's first steps go by the gradient's sign, so that its rounding, another one in a batch, is enlarged; neighbours
+    # Adam goes by the sign of the first gradients, so that their rounding, another in a batch, is enlarged. Neighbours
     # that shared a mean or a shift would differ as much as guidance changes the face.
     apart = (together.pixels[1:2] - alone.pixels).abs().mean()
     assert apart < 0.05 * (alone.pixels - alone.unguided).abs().mean()

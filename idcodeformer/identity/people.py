@@ -27,8 +27,8 @@ FILE_KIND = "idcodeformer_people"
 BELONGS = {"mini_recogniser": 0.40}
 _BELONGS = 0.30
 # Cosine of a face in a picture and a person, from which on the face is named. 145 LFW validation people, one photo
-# each, mini_recogniser: the level that 95 % of the pairs of strangers stay below is 0.30 clean and at x2, 0.27 at x4 and
-# 0.23 at x8; 98, 96, 76 and 23 % of the pairs of one person lie above theirs, so faces at x8 are mostly left unnamed.
+# each, mini_recogniser: the level that 95 % of the pairs of strangers stay below is 0.30 clean and at x2, 0.27 at x4
+# and 0.23 at x8; 98, 96, 76 and 23 % of the pairs of one person lie above theirs: most faces at x8 stay unnamed.
 NAMED = {"mini_recogniser": 0.30}
 _NAMED = 0.25
 _LEAST_DETAIL = 0.5  # of the person's median; clean LFW photos lie above 0.64 in 99 %, degraded x8 below 0.42 in 95 %
