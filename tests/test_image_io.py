@@ -24,11 +24,11 @@ COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)  # 9 x 6, so that a tu
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def exif(orientation: int) -> Image.Exif:
+def exif(orientation: int, detail: dict[int, object] | None = None) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
     tags[0x010F] = "Maker"
-    tags.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
+    tags[0x8769] = {0x9003: "2001:02:03 04:05:06"} | (detail or {})
     return tags
 
 
@@ -219,7 +219,7 @@ def png16_bytes() -> bytes:
         (png16_bytes()[:9000], "damaged or truncated"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"plain text", "not a picture"),
-        (bytes(range(256)) * 8, "not a picture"),
+        (bytes(range(256)) * 8, "not a picture|damaged"),  # some Pillows take it for a TGA file
     ],
 )
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, words: str) -> None:
@@ -342,7 +342,7 @@ def test_the_poster_of_an_apng_stays_out_of_the_animation(tmp_path: Path) -> Non
 
 
 def test_what_exif_says_of_the_stored_pixels_is_left_out(tmp_path: Path) -> None:
-    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6))
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6).tobytes())
     write(tmp_path / "b.png", read(tmp_path / "a.tif"))
     with Image.open(tmp_path / "b.png") as back:
         assert set(back.getexif()) == {0x0112, 0x010F, 0x8769}
@@ -409,8 +409,7 @@ def test_the_comment_of_a_jpeg_goes_along(tmp_path: Path) -> None:
 
 
 def test_sizes_in_exif_are_those_of_the_result(tmp_path: Path) -> None:
-    tags = exif(6)
-    tags.get_ifd(0x8769).update({0xA002: 4000, 0xA003: 3000})
+    tags = exif(6, {0xA002: 4000, 0xA003: 3000})
     Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=tags)
     for name in ("b.png", "b.jpg", "b.webp"):
         write(tmp_path / name, read(tmp_path / "a.jpg"))
@@ -419,8 +418,7 @@ def test_sizes_in_exif_are_those_of_the_result(tmp_path: Path) -> None:
 
 
 def test_exif_that_a_jpeg_cannot_hold_loses_its_largest_entries(tmp_path: Path) -> None:
-    tags = exif(1)
-    tags.get_ifd(0x8769).update({0x927C: bytes(70000), 0x9286: b"ASCII\0\0\0" + b"x" * 9000})
+    tags = exif(1, {0x927C: bytes(70000), 0x9286: b"ASCII\0\0\0" + b"x" * 9000})
     Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=tags)
     picture = read(tmp_path / "a.png")
     write(tmp_path / "b.jpg", picture)
@@ -435,7 +433,7 @@ def test_notes_that_no_segment_holds_do_not_cost_the_picture(tmp_path: Path) -> 
     write(tmp_path / "a.jpg", Picture(torch.rand(1, 3, 6, 9), notes=notes))
     with Image.open(tmp_path / "a.jpg") as back:
         back.load()
-        assert back.size == (9, 6) and len(back.info["comment"]) == 65533
+        assert back.size == (9, 6) and len(back.info["comment"]) == 60000
 
 
 def test_a_broken_orientation_does_not_lose_the_picture(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ _STORAGE_TAGS = frozenset(
 _XMP_KEY = "XML:com.adobe.xmp"  # of PNG (XMP specification, part 3, section 1.1.5)
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"  # of JPEG (section 1.1.3)
 _MOST_IN_SEGMENT = 65533  # bytes of a JPEG segment behind its length
-_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
+_MOST_COMMENT = 60000  # bytes; older Pillows encode a JPEG through a buffer of 64 kB
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))([1-8])")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,10 @@ def read_notes(image: Image) -> Notes:
     """The notes of an open picture whose pixels have been read. What is broken is left out."""
     info = image.info
     texts = dict(getattr(image, "text", None) or {}) if image.format == "PNG" else {}
-    xmp = info.get("xmp") or texts.get(_XMP_KEY) or _xmp_of_segments(image) or getattr(image, "tag_v2", {}).get(700)
     comment = info.get("comment", b"")
     chromaticity = info.get("chromaticity")
     return Notes(
-        _XMP_ORIENTATION.sub(rb"\g<1>1", _bytes(xmp)),
+        _XMP_ORIENTATION.sub(rb"\g<1>1", _xmp_of(image)),
         _bytes(comment),
         tuple((k, str(v)) for k, v in texts.items() if k != _XMP_KEY and not k.startswith("Raw profile type")),
         float(info["gamma"]) if image.format == "PNG" and info.get("gamma") else None,
@@ -56,7 +56,11 @@ def _bytes(value: Any) -> bytes:
     return bytes(value) if isinstance(value, (bytes, bytearray, tuple, list)) else b""
 
 
-def _xmp_of_segments(image: Image) -> bytes:
+def _xmp_of(image: Image) -> bytes:
+    """The packet, wherever the format and the version of Pillow keep it."""
+    info = image.info
+    if found := info.get("xmp") or info.get(_XMP_KEY) or getattr(image, "tag_v2", {}).get(700):
+        return _bytes(found)
     for name, data in getattr(image, "applist", None) or ():
         if name == "APP1" and data.startswith(_XMP_MARK):
             return data[len(_XMP_MARK) :]
@@ -95,8 +99,8 @@ def _text_chunk(key: str, text: str) -> tuple[bytes, bytes]:
 
 
 def jpeg_comment(notes: Notes) -> bytes:
-    """The comment, or the text that a PNG calls so; cut to what a segment holds."""
-    return (notes.comment or dict(notes.texts).get("Comment", "").encode("utf-8", "replace"))[:_MOST_IN_SEGMENT]
+    """The comment, or the text that a PNG calls so; cut where it is longer than 60 kB."""
+    return (notes.comment or dict(notes.texts).get("Comment", "").encode("utf-8", "replace"))[:_MOST_COMMENT]
 
 
 def with_jpeg_xmp(data: bytes, xmp: bytes) -> bytes:
@@ -111,11 +115,13 @@ def with_jpeg_xmp(data: bytes, xmp: bytes) -> bytes:
 
 
 def orientation_of(image: Image) -> int:
-    """1 to 8; 1 where the EXIF block is broken or holds anything else."""
+    """1 to 8 by EXIF, else by XMP; 1 where the EXIF block is broken or holds anything else."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises a dozen kinds on a broken block; the picture is not lost for it
-        return 1
+        value = None
+    if value is None and (found := _XMP_ORIENTATION.search(_xmp_of(image))):
+        value = int(found[2])
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
