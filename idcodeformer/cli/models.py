@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import time
 from pathlib import Path
 
 from ..errors import CorruptWeights, MissingWeights, UnsupportedWeights
+from ..runtime.progress import ByteProgress
 
 
 def add_models_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -79,11 +77,8 @@ def download_models(args: argparse.Namespace) -> int:
         size = weight.archive.bytes if weight.archive else weight.bytes
         print(f"{weight.name}: {weight.file}, {size_text(size)}, from {weight.source or 'this package'}")
         print(f"  licence: {weight.terms}", flush=True)
-        bar = Bar()
-        try:
-            path = store.download(weight.name, args.to, bar)
-        finally:
-            bar.close()
+        with ByteProgress() as progress:
+            path = store.download(weight.name, args.to, progress)
         print(f"  {describe(store.verify(path, weight))}")
     return 0
 
@@ -148,36 +143,3 @@ def print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-class Bar:
-    """A progress bar on standard error; where that is no terminal, one line per tenth."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.first: int | None = None
-        self.last = -1.0
-        self.live = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """``done`` of ``total`` bytes of ``what``; total 0 = unknown."""
-        now = time.monotonic()
-        self.first = done if self.first is None else self.first
-        share = done / total if total else 0.0
-        step = now if self.live else (10 * share) // 1
-        if done < total and step - self.last < (0.1 if self.live else 1):
-            return
-        self.last = step
-        rate = (done - self.first) / max(now - self.started, 1e-3)
-        left = f", {max(total - done, 0) / rate:.0f} s left" if total and rate > 0 else ""
-        text = f"{what} {share:4.0%} {size_text(done)} of {size_text(total or None)}, {size_text(int(rate))}/s{left}"
-        if self.live:
-            width = max(10, min(40, shutil.get_terminal_size().columns - len(text) - 4))
-            filled = round(width * share)
-            text = f"\r[{'#' * filled}{'.' * (width - filled)}] {text}\x1b[K"
-        print(text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """End the line."""
-        if self.live and self.first is not None:
-            print(file=sys.stderr)
