@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import CorruptWeights, MissingWeights, UnsupportedWeights
+from ..errors import BadOption, CorruptWeights, MissingWeights, UnsupportedWeights
 from ..runtime.progress import ByteProgress
 
 
@@ -33,6 +33,13 @@ def add_models_parser(subparsers: argparse._SubParsersAction) -> argparse.Argume
     convert.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file")
     convert.add_argument("--fp16", action="store_true", help="store weights in half precision")
     convert.set_defaults(handler=convert_model)
+    mixed = command("blend", blend_models, "Write the weights between two trainings of one network, or beyond.")
+    mixed.add_argument("first", metavar="A", help="name or file: strength 0, e.g. mini_codeformer")
+    mixed.add_argument("second", metavar="B", help="name or file: strength 1, e.g. mini_id_codeformer")
+    mixed.add_argument("strength", type=float, help="from A (0) to B (1); 1.5 goes beyond B by half the way")
+    mixed.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file")
+    mixed.add_argument("--fp16", action="store_true", help="store weights in half precision")
+    mixed.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
@@ -128,6 +135,28 @@ def convert_model(args: argparse.Namespace) -> int:
     loading.save(module, args.target, texts, torch.float16 if args.fp16 else None)
     config = loading.config_of(module)
     print(f"{args.target}: {type(module).__name__}, {size_text(args.target.stat().st_size)}, config {config}")
+    return 0
+
+
+def blend_models(args: argparse.Namespace) -> int:
+    """A + strength (B - A), as a file of its own that says what it was made of."""
+    import torch
+
+    from ..weights import loading, store
+    from ..weights.blending import blend
+
+    if args.target.suffix != ".safetensors":
+        raise UnsupportedWeights(f"{args.target}: only .safetensors is written; give the file that ending.")
+    if args.target.exists() and not args.overwrite:
+        raise BadOption(f"{args.target} exists already; add --overwrite, or choose another name.")
+    first, second = (store.find(name, "restorer") for name in (args.first, args.second))
+    if args.target.exists() and any(args.target.samefile(source) for source in (first, second)):
+        raise BadOption(f"{args.target} is one of the inputs; choose another name.")
+    module, texts = blend(first, second, args.strength)
+    loading.save(module, args.target, {"name": args.target.stem, **texts}, torch.float16 if args.fp16 else None)
+    size = size_text(args.target.stat().st_size)
+    print(f"{args.target}: {first.stem} + {args.strength:g} ({second.stem} - {first.stem}), {size}")
+    print(f"terms: {texts['licence']}")
     return 0
 
 
