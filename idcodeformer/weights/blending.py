@@ -23,8 +23,8 @@ def blend(first: Path, second: Path, strength: float) -> tuple[nn.Module, dict[s
 
     0 is the first, 1 the second, and what lies beyond goes further.
 
-    Raises BadOption for a strength outside -1..3, and UnsupportedWeights where the two are not trainings of one network:
-    another architecture or size, or a codebook of their own, whose entries mean other things.
+    Raises BadOption for a strength outside -1..3, and UnsupportedWeights where the two are not trainings of one
+    network: another architecture or size, or a codebook of their own, whose entries mean other things.
     """
     from .store import sha256_of
 
