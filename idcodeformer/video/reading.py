@@ -196,7 +196,8 @@ def _info(path: Path, container: Any) -> ClipInfo:
     count = stream.frames or round(float(duration) * float(rate))
     return ClipInfo(
         path, size, Fraction(rate), Fraction(stream.time_base), float(duration), int(count),
-        context.codec.canonical_name, first.format.name, bits, colour, Fraction(aspect) or Fraction(1), turn, container.format.name, tuple(notes),
+        context.codec.canonical_name, first.format.name, bits, colour, Fraction(aspect) or Fraction(1), turn,
+        container.format.name, tuple(notes),
     )  # fmt: skip
 
 
