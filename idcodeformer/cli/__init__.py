@@ -175,10 +175,16 @@ def _add_people(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
+    sub = commands.add_parser("demo", help="degrade photographs, restore and guide them, show and score",
+                              allow_abbrev=False)
     sub.set_defaults(handler=_demo)
     sub.add_argument("-o", "--output", default="demo-output", metavar="FOLDER")
     sub.add_argument("--model", default="mini_id_codeformer", metavar="NAME", help="restorer: a name or a file")
+    sub.add_argument("--control", default="mini_codeformer", metavar="NAME", help="the CodeFormer to compare with")
+    sub.add_argument("--guide", type=int, default=15, metavar="STEPS", help="steps of guidance, default 15")
+    sub.add_argument("--judge", metavar="NAME", help="recogniser that scores; default another one than --recogniser, "
+                     "which guides, where there is one")
+    sub.add_argument("--picture", metavar="FILE", help="also write the faces as a small JPEG (docs/guided.jpg)")
     sub.add_argument("-w", "--w", dest="w", type=float, default=0.8, metavar="0..1")
     sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")
