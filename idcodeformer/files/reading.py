@@ -16,6 +16,7 @@ from ..runtime.memory import is_out_of_memory
 from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
 from .metadata import Notes, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
+from .transparency import fill_hidden
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +30,7 @@ _ORIENTATION = 0x0112
 class Picture:
     """A picture file in memory. Still pictures have one frame."""
 
-    frames: Tensor  # [F,3,H,W] float32 RGB in [0,1], upright
+    frames: Tensor  # [F,3,H,W] float32 RGB in [0,1], upright; filled from what shows where alpha is 0
     alpha: Tensor | None = None  # [F,1,H,W] in [0,1]
     bits: int = 8  # per channel in the file: 8 or 16
     gray: bool = False  # the file has one channel
@@ -148,6 +149,8 @@ def _decode(data: bytes, path: Path) -> Picture:
         else:
             frame, alpha, facts = _eight_bit(image)
         frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
+        if alpha is not None:
+            frame = fill_hidden(frame, alpha)
         return Picture(frame, alpha, notes=read_notes(image), **(common | facts))
 
 
@@ -166,7 +169,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
         alphas.append(rgba[:, 3:])
     alpha = torch.cat(alphas)
     return Picture(
-        torch.cat(frames),
+        fill_hidden(torch.cat(frames), alpha),
         None if bool((alpha == 1).all()) else alpha,
         icc=image.info.get("icc_profile"),
         durations=tuple(durations),
