@@ -126,6 +126,14 @@ class CodeFormerRestorer:
             self.states.put(crop, state if len(crops) == 1 else _one(state, number))
         return state
 
+    def decode(self, state: CodeState, w: float | Tensor, options: RestoreOptions | None = None) -> Tensor:
+        """Restored faces [N,3,S,S] in [0,1] of a state of ``encode`` at fidelity ``w`` (float, or tensor [N])."""
+        options = options or RestoreOptions()
+        each = _checked(w, len(state.quant)).to(self.device, torch.float32) if isinstance(w, Tensor) else w
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            image = self._engine.decode(state, each, options.latent_match).float()
+        return image.clamp(-1, 1).add(1).mul(0.5)
+
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
     ) -> Tensor:
