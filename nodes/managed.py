@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
     from ..idcodeformer.types import Detector
+    from .people import LinkedPeople
 
 _log = logging.getLogger(__name__)
 _HEADROOM = 256 << 20  # bytes asked for beside the weights: what detector, recogniser and parser need at most
@@ -172,6 +173,11 @@ class IDCodeFormerModel:
     def has_parser(self) -> bool:
         """Whether ParseNet was found when it was last needed."""
         return self._parser is not None
+
+    def judge_of(self, people: LinkedPeople) -> str:
+        """The name of the recogniser that scores likeness to ``people``: the model's where it can."""
+        judged = None if self.recogniser is None else people.by(self.recogniser.ready())
+        return people.people.recogniser if judged is None else judged.recogniser
 
     def detector(self) -> Part:
         """The built-in detector, for images that come without faces."""
