@@ -126,6 +126,11 @@ class CodeFormerRestorer:
             self.states.put(crop, state if len(crops) == 1 else _one(state, number))
         return state
 
+    def decode(self, state: CodeState, w: float = 0.8, adain: bool = True) -> Tensor:
+        """Restored faces [N,3,S,S] in [0,1] of what ``encode`` gave, or of such a state with other codes."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self._engine.decode(state, w, adain).float().clamp(-1, 1).add(1).mul(0.5)
+
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
     ) -> Tensor:
