@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
+from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
 from ..types import Border, Colour, GrayMode, Order
 from .models import add_models_parser
@@ -272,6 +273,7 @@ def _run(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
         keep_pages()
     try:
+        lift_pillows_limit()
         return args.handler(args)
     except KeyboardInterrupt:
         print("Interrupted; every file that is there is whole.", file=sys.stderr)
