@@ -99,7 +99,7 @@ class FacePipeline:
         pixels, notes = self.restored_crops(crops.pixels, options, guidance, references, progress)
         after = crops.with_pixels(pixels)
         scores = replace(self._score(crops, after.pixels, person), guidance=notes)
-        report = report_lines(found, chosen, scores, options)
+        report = report_lines(found, chosen, scores, options, getattr(self.restorer, "has_fidelity", True))
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
         device = self._device(batch)

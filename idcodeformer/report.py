@@ -26,19 +26,26 @@ class Scores:
         return [least <= 0 or score >= least for score in self.to_input or ()]
 
 
-def _outcome(scores: tuple[float | None, float | None, float | None], options: RestoreOptions) -> tuple:
+def _outcome(
+    scores: tuple[float | None, float | None, float | None], options: RestoreOptions, w: float | None
+) -> tuple:
     """Status, reason, w and scores of a face that went through the network."""
     if options.min_identity > 0 and scores[0] is not None and scores[0] < options.min_identity:
-        return ("skipped", f"identity {scores[0]:.2f} is below {options.min_identity:g}", options.w, *scores)
-    return ("restored", "", options.w, *scores)
+        return ("skipped", f"identity {scores[0]:.2f} is below {options.min_identity:g}", w, *scores)
+    return ("restored", "", w, *scores)
 
 
 def report_lines(
-    found: Sequence[Faces], chosen: Sequence[Selection], scores: Scores, options: RestoreOptions
+    found: Sequence[Faces],
+    chosen: Sequence[Selection],
+    scores: Scores,
+    options: RestoreOptions,
+    has_fidelity: bool = True,
 ) -> tuple[FaceReport, ...]:
     """One line for every face found, by image and by its position among the faces found.
 
-    ``scores`` has one value per chosen face, image by image in the order of the selections.
+    ``scores`` has one value per chosen face, image by image in the order of the selections. A restorer that is
+    not ``has_fidelity`` leaves ``w`` None.
     """
     lines: list[FaceReport] = []
     reached = scores.reach(options.min_identity)
@@ -52,7 +59,7 @@ def report_lines(
             kept, note = None, ""
             if number in places:
                 place = places[number]
-                outcome = _outcome(scores.of(place), options)
+                outcome = _outcome(scores.of(place), options, options.w if has_fidelity else None)
                 note = scores.guidance[place] if scores.guidance else ""
                 if outcome[0] == "restored":
                     kept = sum(reached[:place]) if reached else place
