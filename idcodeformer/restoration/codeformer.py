@@ -8,7 +8,7 @@ from typing import Protocol, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BadImage, BadOption, UnsupportedWeights
+from ..errors import BadImage, BadOption
 from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
@@ -193,15 +193,14 @@ def load_restorer(
     """A restorer from a weight file (.pth or .safetensors) or a name of the registry.
 
     The embedded networks are ``mini_id_codeformer`` and ``mini_codeformer`` (128 px); the published 512-px network is
-    ``codeformer``. ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights,
-    UnsupportedWeights, NoDevice.
+    ``codeformer``; ``gfpgan`` and ``restoreformer`` are restorers without fidelity, see ``ForeignRestorer``.
+    ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights, UnsupportedWeights,
+    NoDevice.
     """
     from ..weights.loading import build
     from ..weights.store import find
+    from .registry import restorer_of
 
     target = resolve_device(device)
     path = find(name_or_path, "restorer", folders)
-    network = build(path)
-    if not isinstance(network, CodeFormer):
-        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}; choose the file of a CodeFormer.")
-    return CodeFormerRestorer(network, target, precision)
+    return restorer_of(build(path, "restorer"), target, precision)
