@@ -86,7 +86,7 @@ class Analyst:
         progress: Callable[[int], None] | None = None,
         kept: Callable[[Analysis], None] | None = None,
     ) -> Analysis:
-        """Go on with ``analysis`` over ``frames``. ``progress(frames seen)`` after every stride, ``kept(analysis)`` too;
+        """Go on with ``analysis`` over ``frames``. ``progress(frames seen)`` after every stride, and ``kept(analysis)``;
         either may raise to stop."""
         stride = max(1, round(rate / _SEARCHES))
         sought = replace(self.options, confidence=max(min(_LEAST, self.options.confidence),
