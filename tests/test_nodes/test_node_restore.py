@@ -203,6 +203,24 @@ def test_upscale_model_makes_the_background(restore, pack, model, portrait):
         restore(portrait, upscale_model="x4")
 
 
+def test_an_upscale_model_goes_to_the_device_and_back(pack, monkeypatch):
+    """The host keeps it on the CPU between runs, also after a run that failed."""
+    places = []
+
+    class Travelling(Doubler):
+        def to(self, device):
+            places.append(str(device))
+            return self
+
+    monkeypatch.setattr(pack.mm, "get_torch_device", lambda: torch.device("meta"))
+    with pack.sub("upscale").upscaler_of(Travelling()):
+        assert places == ["meta"]
+    assert places == ["meta", "cpu"]
+    with pytest.raises(KeyError), pack.sub("upscale").upscaler_of(Travelling()):
+        raise KeyError
+    assert places == ["meta", "cpu"] * 2
+
+
 def test_upscaling_goes_on_in_smaller_tiles(pack):
     class Hungry(Doubler):
         def __call__(self, x):
