@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes and what a person is told. The work is done in cli_restore and cli_faces.
+"""The command line: arguments, exit codes and what a person is told. The work is done in the modules beside.
 
 Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
 terminated.

@@ -95,7 +95,8 @@ def table(shown: Sequence[Shown]) -> str:
             if line.crop is None:
                 lines.append(f"{start}  skipped: {line.reason}")
             else:
-                lines.append(f"{start}{line.w:>6.2f}{one.before[line.crop]:>15.3f}{one.after[line.crop]:>14.3f}")
+                w = "-" if line.w is None else f"{line.w:.2f}"
+                lines.append(f"{start}{w:>6}{one.before[line.crop]:>15.3f}{one.after[line.crop]:>14.3f}")
     before, after = ([score for one in shown for score in getattr(one, side)] for side in ("before", "after"))
     if before:
         lines.append(f"{'mean':<32}{sum(before) / len(before):>15.3f}{sum(after) / len(after):>14.3f}")

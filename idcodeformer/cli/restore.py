@@ -157,7 +157,8 @@ def _loaded(settings: RestoreSettings, args: argparse.Namespace) -> RestoreJob:
     if job.upscaler is None and args.face_upsample and args.upscale > 1:
         note("--face-upsample has no upscaler: faces are enlarged by interpolation; name one with --bg-upsampler.")
     restorer = job.pipeline.restorer
-    note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, w {args.w:g}")
+    w = f"w {args.w:g}" if getattr(restorer, "has_fidelity", True) else "no fidelity"
+    note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, {w}")
     return job
 
 
