@@ -359,7 +359,9 @@ def line(root: Path, tmp_path: Path, tiny_restorer: Path, tiny_recogniser: Path)
     """A command line in a process of its own, in which a picture with POISON in it kills whoever decodes it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(POISON)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(root)]), "OMP_NUM_THREADS": "1"}
+    # Ray gives its workers the niceness 15, with which they wait for ever beside other tests.
+    path = os.pathsep.join([str(tmp_path / "site"), str(root)])
+    env = os.environ | {"RAY_worker_niceness": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def start(source: object, target: object) -> subprocess.Popen:
         models = ["--model", str(tiny_restorer), "--recogniser", str(tiny_recogniser), "--parser", "none"]
