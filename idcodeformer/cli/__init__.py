@@ -18,9 +18,10 @@ from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
 from ..types import Border, Colour, GrayMode, Order
+from .bulk import add_bulk_parser
 from .models import add_models_parser
 
-COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
+COMMANDS = ("restore", "detect", "score", "people", "demo", "bulk", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_people(commands)
     _add_demo(commands)
+    add_bulk_parser(commands, (_add_recogniser, _add_device, _add_faces))
     add_models_parser(commands)
     return parser
 
