@@ -150,8 +150,9 @@ class FacePipeline:
         if self.detector is None:
             raise BadOption("No detector and no faces were given; pass faces=, or build the pipeline with a detector.")
         found: list[Faces] = []
+        options = replace(options or DetectOptions(), doubtful=True)  # for the report; ``select`` drops them
         for start, stop in _chunks(images):
-            found += self.detector(images[start:stop], options or DetectOptions())
+            found += self.detector(images[start:stop], options)
             if progress:
                 progress(stop, len(images), "detecting")
         return tuple(found)
