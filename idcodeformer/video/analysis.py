@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..geometry.alignment import align
 from ..identity.recogniser import IdentityRecogniser
@@ -86,8 +87,10 @@ class Analyst:
         progress: Callable[[int], None] | None = None,
         kept: Callable[[Analysis], None] | None = None,
     ) -> Analysis:
-        """Go on with ``analysis`` over ``frames``. ``progress(frames seen)`` after every stride, ``kept(analysis)`` too;
-        either may raise to stop."""
+        """Go on with ``analysis`` over ``frames``.
+
+        ``progress(frames seen)`` and ``kept(analysis)`` are called after every stride and may raise to stop.
+        """
         stride = max(1, round(rate / _SEARCHES))
         sought = replace(self.options, confidence=max(min(_LEAST, self.options.confidence),
                                                       _EAGER * self.options.confidence))  # fmt: skip
@@ -143,8 +146,9 @@ class Analyst:
         crops = align([image], [faces], _CROP).pixels.clamp(0, 1)
         gray = is_monochrome(crops).tolist()
         luma = crops.mean(1, keepdim=True)
-        detail = (luma - torch.nn.functional.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
-        vectors = None if self.recogniser is None else self.recogniser.embed_faces([image], [faces]).vectors.cpu().numpy()
+        detail = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
+        recogniser = self.recogniser
+        vectors = None if recogniser is None else recogniser.embed_faces([image], [faces]).vectors.cpu().numpy()
         for number, face in enumerate(faces):
             if vectors is not None:
                 analysis.vectors[len(analysis.rows)] = vectors[number]

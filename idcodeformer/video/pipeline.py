@@ -86,9 +86,13 @@ class VideoPipeline:
         analysis = analysis or Analysis()
         if analysis.complete:
             return analysis
-        start = span[0] if not analysis.pts else analysis.pts[-1] + 1
-        del analysis.shots.change[analysis.frames :], analysis.pts[analysis.frames :]
-        frames = source.frames(analysis.frames, start, span[1])
+        seen = analysis.frames
+        del analysis.pts[seen:]
+        if seen:
+            frames = source.frames(seen - 1, analysis.pts[-1], span[1])
+            analysis.shots.go_on(next(frames).pixels, seen)
+        else:
+            frames = source.frames(0, *span)
         analyst = Analyst(self.pipeline.detector, self.pipeline.recogniser, options or DetectOptions())
         analyst(ahead(frames, _READ_AHEAD), float(source.info.rate), analysis, progress, kept)
         analysis.broken = source.broken
