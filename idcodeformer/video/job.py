@@ -86,7 +86,7 @@ class VideoJob:
         """
         outcome, start = ClipOutcome(str(path)), time.perf_counter()
         try:
-            self._restore(path, target, outcome, progress or _silent)
+            self._work(path, target, outcome, progress or _silent)
         except Exception as error:  # told, counted and turned into exit code 1; the other files go on
             if self.failed:
                 self.failed(error)
@@ -97,7 +97,13 @@ class VideoJob:
         outcome.seconds = round(time.perf_counter() - start, 3)
         return outcome
 
-    def _restore(self, path: Path, target: Path, outcome: ClipOutcome, progress: Progress) -> None:
+    def restore(self, path: Path, target: Path, progress: Progress | None = None) -> ClipOutcome:
+        """As ``attempt``, but raises what goes wrong. Where the clip breaks off the outcome says so."""
+        outcome = ClipOutcome(str(path))
+        self._work(path, target, outcome, progress or _silent)
+        return outcome
+
+    def _work(self, path: Path, target: Path, outcome: ClipOutcome, progress: Progress) -> None:
         source: Source = FrameFolder(path, self.clips.sequence or Fraction(25)) if path.is_dir() else Clip(path)
         info, settings = source.info, self.settings
         outcome.size, outcome.notes = info.size[::-1], list(info.notes)
