@@ -20,6 +20,7 @@ from ..runtime.allocator import keep_pages
 from ..types import Border, Colour, GrayMode, Order
 from .bulk import add_bulk_parser
 from .models import add_models_parser
+from .video import add_clip_options
 
 COMMANDS = ("restore", "detect", "score", "people", "demo", "bulk", "models")
 
@@ -79,6 +80,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--target-identity", type=float, default=0.0, metavar="0..1", help="for each face the lowest w "
                       "whose result is this like the person on the photos, or like the input without; -w is not used")
     _add_guidance(sub.add_argument_group("guidance by photos of the person"))
+    add_clip_options(sub)
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
