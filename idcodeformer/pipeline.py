@@ -99,7 +99,7 @@ class FacePipeline:
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
         after = crops.with_pixels(pixels)
         scores = self._score(crops.pixels, pixels, work, done)
-        report = report_lines(found, chosen, scores, options)
+        report = report_lines(found, chosen, scores, options, getattr(self.restorer, "has_fidelity", True))
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
         device = self._device(batch)
@@ -132,7 +132,7 @@ class FacePipeline:
         whole = Face(torch.tensor([0.0, 0.0, side, side]), 1.0, torch.zeros(5, 2))
         lines = []
         for number in range(len(pixels)):
-            line = face_line((number, 0), whole, number, scores, options)
+            line = face_line((number, 0), whole, number, scores, options, getattr(self.restorer, "has_fidelity", True))
             if line.status == "skipped":
                 out[number] = pixels[number]
             lines.append(replace(line, reason=line.reason or "aligned input"))
@@ -150,8 +150,9 @@ class FacePipeline:
         if self.detector is None:
             raise BadOption("No detector and no faces were given; pass faces=, or build the pipeline with a detector.")
         found: list[Faces] = []
+        options = replace(options or DetectOptions(), doubtful=True)  # for the report; ``select`` drops them
         for start, stop in _chunks(images):
-            found += self.detector(images[start:stop], options or DetectOptions())
+            found += self.detector(images[start:stop], options)
             if progress:
                 progress(stop, len(images), "detecting")
         return tuple(found)

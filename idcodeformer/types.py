@@ -24,11 +24,13 @@ _CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
 @dataclass(frozen=True, eq=False)
 class Face:
     """One detected face: box [4] = x0,y0,x1,y1 in px; score a probability; landmarks [5,2] = left eye, right eye, nose,
-    left and right mouth corner, as seen in the picture. Tensors are float32 on the CPU."""
+    left and right mouth corner, as seen with the face upright. ``doubt`` says why a detector takes what it found for no
+    face; such findings are reported and never restored. Tensors are float32 on the CPU."""
 
     box: Tensor
     score: float
     landmarks: Tensor
+    doubt: str = ""
 
     @property
     def eye_distance(self) -> float:
@@ -92,6 +94,7 @@ class DetectOptions:
     order: Order = "size"
     keep: Keep = "all"
     indices: tuple[int, ...] = ()  # for keep="indices", in the chosen order
+    doubtful: bool = False  # detectors also hand out what they take for no face, for a report; it is never kept
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:

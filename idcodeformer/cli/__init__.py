@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes and what a person is told. The work is done in cli_restore and cli_faces.
+"""The command line: arguments, exit codes and what a person is told. The work is done in the modules beside.
 
 Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
 terminated.
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
+from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
 from ..types import Border, Colour, GrayMode, Order
+from .bulk import add_bulk_parser
 from .models import add_models_parser
+from .video import add_clip_options
 
-COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
+COMMANDS = ("restore", "detect", "score", "people", "demo", "bulk", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_people(commands)
     _add_demo(commands)
+    add_bulk_parser(commands, (_add_recogniser, _add_device, _add_faces))
     add_models_parser(commands)
     return parser
 
@@ -76,6 +80,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--target-identity", type=float, default=0.0, metavar="0..1", help="for each face the lowest w "
                       "whose result is this like the person on the photos, or like the input without; -w is not used")
     _add_guidance(sub.add_argument_group("guidance by photos of the person"))
+    add_clip_options(sub)
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
@@ -278,6 +283,7 @@ def _run(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
         keep_pages()
     try:
+        lift_pillows_limit()
         return args.handler(args)
     except KeyboardInterrupt:
         print("Interrupted; every file that is there is whole.", file=sys.stderr)

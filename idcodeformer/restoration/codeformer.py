@@ -8,7 +8,7 @@ from typing import Protocol, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BadImage, BadOption, UnsupportedWeights
+from ..errors import BadImage, BadOption
 from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
@@ -34,7 +34,7 @@ class CodeFormerRestorer:
 
     ``restorer(pixels, options)``: pixels [N,3,size,size] RGB in [0,1], FFHQ-aligned -> the same shape, restored, on the
     device of ``pixels``. ``network`` is the nn.Module, ``config`` its numbers, ``size`` the side of its crops in px.
-    The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
+    The restorer works with the weights that ``network`` has when it is made (see engine/execution.py).
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
     ``in_place``: beyond the CPU ``network`` itself is made mixed and run, with no copy of any weight.
@@ -193,15 +193,14 @@ def load_restorer(
     """A restorer from a weight file (.pth or .safetensors) or a name of the registry.
 
     The embedded networks are ``mini_id_codeformer`` and ``mini_codeformer`` (128 px); the published 512-px network is
-    ``codeformer``. ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights,
-    UnsupportedWeights, NoDevice.
+    ``codeformer``; ``gfpgan`` and ``restoreformer`` are restorers without fidelity, see ``ForeignRestorer``.
+    ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights, UnsupportedWeights,
+    NoDevice.
     """
     from ..weights.loading import build
     from ..weights.store import find
+    from .registry import restorer_of
 
     target = resolve_device(device)
     path = find(name_or_path, "restorer", folders)
-    network = build(path)
-    if not isinstance(network, CodeFormer):
-        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}; choose the file of a CodeFormer.")
-    return CodeFormerRestorer(network, target, precision)
+    return restorer_of(build(path, "restorer"), target, precision)

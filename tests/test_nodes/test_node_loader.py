@@ -24,10 +24,10 @@ def test_files_and_built_in_models_are_offered(pack):
 
 
 def test_other_networks_files_are_not_offered(pack):
-    for name in ("GFPGANv1.4.pth", "notes.txt", "readme.md"):
+    for name in ("GPEN-BFR-512.pth", "notes.txt", "readme.md"):
         (pack.models / "facerestore_models" / name).write_bytes(b"x")
     names = offered(pack.nodes.Loader, "model_name")
-    assert not {"GFPGANv1.4.pth", "notes.txt", "readme.md"} & set(names)
+    assert not {"GPEN-BFR-512.pth", "notes.txt", "readme.md"} & set(names)
 
 
 def test_extra_folders_are_honoured_even_after_another_pack_overwrote_the_key(pack, tmp_path):

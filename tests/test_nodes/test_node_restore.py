@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.test_nodes.conftest import TINY
+from tests.test_nodes.conftest import TINY, TINY_RECOGNISER
 
 
 @pytest.fixture
@@ -85,6 +85,19 @@ def test_alpha_comes_along(restore, portrait):
     assert image.shape == (1, 384, 384, 4) and torch.equal(image[..., 3:], alpha)
     larger = restore(torch.cat([portrait, alpha], -1), upscale_factor=1.5)[0]
     assert larger.shape == (1, 576, 576, 4)
+
+
+def test_colours_that_alpha_hides_have_no_influence(restore, portrait):
+    alpha = torch.zeros(1, 384, 384, 1)
+    alpha[:, 60:330, 90:300] = 1
+    results = []
+    for hidden in ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0)):
+        colours = torch.where(alpha > 0, portrait, torch.tensor(hidden))
+        results.append(restore(torch.cat([colours, alpha], -1), upscale_factor=1.5))
+    assert "1 of 1 faces restored" in results[0][4]
+    assert torch.equal(results[0][0], results[1][0])
+    outside = results[0][0][0, :60, :60, :3]
+    assert float((outside.amax(-1) - outside.amin(-1)).mean()) < 0.3  # no green and no magenta is left to bleed in
 
 
 def test_batch_of_nothing(run, model):
@@ -190,6 +203,24 @@ def test_upscale_model_makes_the_background(restore, pack, model, portrait):
         restore(portrait, upscale_model="x4")
 
 
+def test_an_upscale_model_goes_to_the_device_and_back(pack, monkeypatch):
+    """The host keeps it on the CPU between runs, also after a run that failed."""
+    places = []
+
+    class Travelling(Doubler):
+        def to(self, device):
+            places.append(str(device))
+            return self
+
+    monkeypatch.setattr(pack.mm, "get_torch_device", lambda: torch.device("meta"))
+    with pack.sub("upscale").upscaler_of(Travelling()):
+        assert places == ["meta"]
+    assert places == ["meta", "cpu"]
+    with pytest.raises(KeyError), pack.sub("upscale").upscaler_of(Travelling()):
+        raise KeyError
+    assert places == ["meta", "cpu"] * 2
+
+
 def test_upscaling_goes_on_in_smaller_tiles(pack):
     class Hungry(Doubler):
         def __call__(self, x):
@@ -254,3 +285,24 @@ def test_no_recogniser_no_scores(run, portrait, pack):
     assert "identity" not in report
     with pytest.raises(pack.errors.BadOption, match="recogniser"):
         run("RestoreFaces", model=plain, image=portrait, min_identity=0.5)
+
+
+def test_a_gfpgan_restores_with_the_same_nodes(run, pack, portrait, found, tmp_path):
+    """Another restorer: same wires, same gate, same scores, no fidelity."""
+    pytest.importorskip("spandrel")
+    from tests.test_registries import gfpgan
+
+    file = pack.models / "facerestore_models" / "GFPGANv1.4.pth"
+    torch.save({"params_ema": gfpgan().state_dict()}, file)
+    try:
+        model = run("Loader", model_name=file.name, recogniser=TINY_RECOGNISER)[0]
+        values = {"model": model, "image": portrait, "faces": found(portrait)}
+        image, restored, _, mask, report = run("RestoreFaces", **values)
+        assert restored.shape == (1, 32, 32, 3) and "1 of 1 faces restored" in report and "identity" in report
+        untouched = mask[..., None].expand_as(image) == 0
+        assert torch.equal(image[untouched], portrait[untouched]) and not torch.equal(image, portrait)
+        assert torch.equal(run("RestoreFaces", **values, fidelity=0.1)[0], image)
+        kept = run("RestoreFaces", **values, min_identity=1.0)
+        assert torch.equal(kept[0], portrait) and "0 of 1 faces restored" in kept[4]
+    finally:
+        file.unlink()
