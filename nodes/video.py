@@ -3,15 +3,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
-from torch import Tensor
 
-from ..idcodeformer.errors import BadClip, BadImage, BadOption
+from ..idcodeformer.errors import BadImage, BadOption
 from ..idcodeformer.types import DetectOptions, Embeddings, FaceReport, Faces, RestoreOptions, Upscaler
 from . import convert, host, stream
 from .managed import IDCodeFormerModel, load_together, model_of
