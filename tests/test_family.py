@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from idcodeformer.batch import ModelChoice, RestoreSettings
 from idcodeformer.batch.models import load_guide, second_recogniser
 from idcodeformer.cli import main
+from idcodeformer.detection import load_detector
 from idcodeformer.errors import BadOption, MissingWeights
 from idcodeformer.files.reading import Picture, read
 from idcodeformer.files.writing import write
+from idcodeformer.geometry.alignment import align
 from idcodeformer.guidance import fidelity, gate, optimise
 from idcodeformer.guidance.fidelity import lowest_fidelity
 from idcodeformer.guidance.optimise import GuidanceOptions, guide
@@ -169,8 +171,6 @@ def test_who_judges_need_not_guide_and_a_file_of_people_knows_one(restorer, eye,
 def degraded() -> torch.Tensor:
     """A face of the demo's photograph, aligned and degraded."""
     from idcodeformer.cli.demo import degrade, photo
-    from idcodeformer.detection import load_detector
-    from idcodeformer.geometry.alignment import align
 
     group = photo("group")
     crops = align([group], load_detector(device="cpu")([group]), 128).pixels[:1].clamp(0, 1)
@@ -304,7 +304,6 @@ def test_the_recogniser_of_a_file_of_people_guides(tiny_recogniser: Path, tmp_pa
 def family(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """people/Ann and people/Bob with a photo each, and group.png, degraded, with two more faces."""
     from idcodeformer.cli.demo import degrade
-    from idcodeformer.detection import load_detector
 
     root, group = tmp_path_factory.mktemp("family"), read(photos / "group.jpg").frames[0]
     faces = sorted(load_detector(device="cpu")([group])[0], key=lambda face: float(face.box[0]))
@@ -356,6 +355,23 @@ def test_a_target_for_each_face_and_no_mark_without_guidance(family: Path, tmp_p
         likeness = face["id_sim_after"] if face["person"] else face["id_sim_input"]
         assert likeness >= 0.86 - 1e-4 or (face["w"] == 1 and face["reason"].startswith("identity target 0.86 not"))
     assert not Image.open(tmp_path / "final_results/group.png").text
+
+
+def test_aligned_crops_are_named_by_a_file_of_people(family: Path, tmp_path: Path, capsys) -> None:
+    """Without a detector: the file of people holds embeddings, and the crop is the face."""
+    people, crop = str(tmp_path / "people.safetensors"), tmp_path / "crop.png"
+    assert main(["people", str(family / "people"), "-o", people, "--device", "cpu"]) == 0
+    photo = read(family / "people/Bob/0.png").frames[0]
+    faces = load_detector(device="cpu")([photo])
+    write(crop, Picture(align([photo], faces, 128).pixels[:1].clamp(0, 1)))
+    line = ["restore", str(crop), "--aligned", "-o", str(tmp_path), "--people", people, "--device", "cpu"]
+    assert main([*line, "--guide", "1", "--force-guide", "--json", str(tmp_path / "r.json")]) == 0
+    (face,) = json.loads((tmp_path / "r.json").read_text())["files"][0]["faces"]
+    assert face["person"] == "Bob" and face["id_sim_after"] > 0.5 and face["judged_by"] == "mini_recogniser"
+    told = capsys.readouterr()
+    assert "mini_recogniser guides and scores" in told.err and "shows Bob" in told.out
+    text = Image.open(tmp_path / "restored_faces/crop.png").text
+    assert ("IDCodeFormer guidance" in text) == bool(face["guided_by"])
 
 
 def test_detect_and_score_name_people(family: Path, tmp_path: Path, capsys) -> None:

@@ -163,6 +163,10 @@ def _loaded(settings: RestoreSettings, args: argparse.Namespace) -> RestoreJob:
     restorer = job.pipeline.restorer
     w = f"w {args.w:g}" if getattr(restorer, "has_fidelity", True) else "no fidelity"
     note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, {w}")
+    guide, judge = job.pipeline.guide, job.pipeline.recogniser
+    if settings.guidance.steps and guide is not None:
+        own = "guides and scores" if judge is None or judge is guide else f"guides, {judge.name} judges"
+        note(f"{guide.name} {own}")
     return job
 
 
