@@ -70,6 +70,7 @@ class FacePipeline:
         progress: Progress | None = None,
         guidance: GuidanceOptions | None = None,
         people: Galleries | None = None,
+        others: Sequence[Faces] | None = None,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -81,6 +82,7 @@ class FacePipeline:
         ``people``: a gallery, or the same people by several recognisers: in each image one person goes to one face, and
         the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
         gallery that they are; the report says what it did to each.
+        ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -92,6 +94,7 @@ class FacePipeline:
             self._recognise()
         batch = check_images(images)
         _check_counts(len(batch), faces, masks)
+        _check_counts(len(batch), others, None)
         work = self._work(options, guidance, references, people)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
@@ -103,7 +106,10 @@ class FacePipeline:
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
         device = self._device(batch)
-        pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device)
+        shown = found if others is None else tuple((*a, *b) for a, b in zip(found, others))
+        pasted, shares = paste(
+            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown
+        )
         return Restoration(pasted, shares, found, crops, after, report)
 
     def restore_aligned(

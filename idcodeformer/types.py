@@ -18,7 +18,8 @@ Keep = Literal["all", "largest", "centre", "indices", "mask"]
 Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
 Colour = Literal["low_band", "adain", "off"]
-_CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
+MaskShape = Literal["face", "square"]
+_CHOICES = {"colour": get_args(Colour), "mask_shape": get_args(MaskShape)}  # of RestoreOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,7 @@ class RestoreOptions:
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
     colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
     identity_target: float = 0.0  # 0..1, lowest w whose face is this like the person, or the input; 0 = w as given
+    mask_shape: MaskShape = "face"  # what is pasted keeps to the face and off its neighbours; "square": the reference
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -17,7 +17,7 @@ from typing import get_args
 from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, Order
+from ..types import Border, Colour, GrayMode, MaskShape, Order
 from .bulk import add_bulk_parser
 from .models import add_models_parser
 from .video import add_clip_options
@@ -74,6 +74,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
     look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "
+                      "the face and off its neighbours; square: the whole crop, as the reference")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")

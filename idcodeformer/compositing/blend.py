@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption
 from ..geometry.warping import read_at
-from ..types import Crops, Progress, RestoreOptions, Upscaler
+from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
+from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
 
@@ -46,6 +47,7 @@ def paste(
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    faces: Sequence[Faces] | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
@@ -54,10 +56,12 @@ def paste(
     ``options.parse_classes``. ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already
     enlarged, or a callable [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with
     ``options.face_upsample``); None = bicubic. ``device`` does the work; None = where ``restored`` lies.
+    ``faces``, all that were found in each image: a mask keeps to its own face and off every other, restored or not,
+    unless ``options.mask_shape`` is "square". Without ``faces`` it fills the square, as the reference's does.
     A crop that restoring changed by less than half a grey level on average leaves its place as it was.
     """
     options = options or RestoreOptions()
-    plan = plan_paste(crops, options.upscale)
+    plan = plan_paste(crops, options.upscale, faces if options.mask_shape == "face" else None)
     parsed = None
     if parser is not None and len(crops):
         parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(_PARSED))
@@ -159,6 +163,10 @@ def _layer(
     if parsed is not None:
         shown = parsed[i : i + 1].to(device)
         mask = torch.minimum(mask, F.interpolate(shown, (side, side), mode="bilinear", antialias=True))
+    elif plan.face_shaped:
+        mask = torch.minimum(mask, masks.face_mask(side, source.device))
+    if region.neighbours:
+        mask = torch.minimum(mask, own_part(region.neighbours, side, source.device))
     return _Layer(torch.cat([source, mask], 1)[0], kept)
 
 

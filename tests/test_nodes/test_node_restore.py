@@ -42,6 +42,18 @@ def test_given_faces_are_used_and_detection_is_not_repeated(run, pack, model, gr
     assert 180 < int(columns.min()) and int(columns.max()) < 520  # the second of four people
 
 
+def test_a_face_that_was_not_chosen_stays_as_it_is(restore, found, portrait):
+    chosen = found(portrait)
+    face = chosen.faces[0][0]
+    aside = replace(face, landmarks=face.landmarks + torch.tensor([1.1 * face.eye_distance, 0.0]))
+    free = restore(portrait)[3]
+    image, _, _, mask, _ = restore(portrait, faces=replace(chosen, dropped=(((aside, "not the largest face"),),)))
+    x, y = (int(v) for v in aside.landmarks[2])
+    assert free[0, y, x] > 0.2 and mask[0, y, x] == 0 and torch.equal(image[:, y, x:], portrait[:, y, x:])
+    x, y = (int(v) for v in face.landmarks[0])
+    assert mask[0, y, x] > 0.9
+
+
 def test_frames_of_a_batch_go_through_in_one_call(run, model, portrait, grey):
     frames = torch.cat([portrait, torch.zeros_like(portrait), portrait.flip(2)])
     image, restored, original, mask, report = run("RestoreFaces", model=model, image=frames)
