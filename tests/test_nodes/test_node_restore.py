@@ -318,3 +318,26 @@ def test_a_gfpgan_restores_with_the_same_nodes(run, pack, portrait, found, tmp_p
         assert torch.equal(kept[0], portrait) and "0 of 1 faces restored" in kept[4]
     finally:
         file.unlink()
+
+
+def test_a_black_mask_is_nothing_to_do(run, pack, model, portrait, monkeypatch):
+    monkeypatch.setattr(type(model), "detector", lambda self: pytest.fail("looked for faces"))
+    found = pack.sub("faces").FoundFaces(((),), ((),), (384, 384))
+    image, restored, _, mask, report = run(
+        "RestoreFaces", model=model, image=portrait, mask=torch.zeros(384, 384), faces=found
+    )
+    assert torch.equal(image, portrait) and not mask.any() and not restored.any()
+    assert "0 of 0 faces restored" in report and "nothing to do in 1 of 1 frames: the mask is black" in report
+
+
+def test_what_cannot_show_is_not_called_restored(restore, portrait):
+    corner = torch.zeros(384, 384)
+    corner[:4, :4] = 1
+    assert "0 of 1 faces restored" in restore(portrait, mask=corner)[4]
+    assert "outside the mask" in restore(portrait, mask=corner)[4]
+    assert "visibility is 0" in restore(portrait, visibility=0.0)[4]
+
+
+def test_face_upsample_without_an_upscaler_says_so(restore, portrait):
+    assert "face_upsample does nothing: no upscale_model" in restore(portrait, face_upsample=True)[4]
+    assert "face_upsample" not in restore(portrait)[4]

@@ -153,6 +153,25 @@ def test_workflow_fits_the_nodes(pack, path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_front_end_can_offer_the_large_model(path):
+    """It reads name, URL, hash and folder from the loader's properties when that file is chosen and missing."""
+    from idcodeformer.weights.registry import by_name
+
+    weight = by_name("codeformer")
+    loaders = [n for n in json.loads(path.read_text())["nodes"] if n["type"] == "IDCodeFormerLoader"]
+    for loader in loaders:
+        (model,) = loader["properties"]["models"]
+        assert (model["name"], model["url"]) == (weight.file, weight.urls[0])
+        assert (model["hash"], model["hash_type"], model["directory"]) == (weight.sha256, "SHA256", weight.folder)
+
+
+def test_no_script_of_ours_imports_what_the_front_end_calls_internal():
+    for script in (ROOT / "web" / "js").glob("*.js"):
+        imported = re.findall(r'from "\.\./\.\./\.\./scripts/([a-z]+)\.js"', script.read_text())
+        assert set(imported) <= {"app", "api"} and script.read_text().count("import ") == len(imported)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_api_twin_is_the_same_graph(path):
     graph = json.loads(path.read_text())
     twin = json.loads((path.parent / "api" / f"{path.stem}.api.json").read_text())
