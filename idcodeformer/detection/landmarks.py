@@ -7,6 +7,7 @@ aligned by these landmarks the face is upright and of the size the network knows
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..geometry.templates import ffhq_template, fit_similarity, invert
 from ..geometry.warping import warp
+from ..types import Face, Faces
 
 SIDE = 192  # px of the crop; the face is about 110 px tall in it
 MIRRORED = (1, 0, 2, 4, 3)  # which landmark each becomes in a mirrored face
@@ -51,6 +53,19 @@ def settle(
             still += [n for n, again in zip(part, moved.tolist(), strict=True) if again]
         moving = still
     return points, sure
+
+
+def refine(see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: torch.device) -> tuple[Faces, ...]:
+    """``faces`` of ``images`` with landmarks as ``settle`` sees them; boxes and scores stay."""
+    flat = [(number, face) for number, found in enumerate(faces) for face in found]
+    if not flat:
+        return tuple(() for _ in faces)
+    index = torch.tensor([number for number, _ in flat])
+    points, _ = settle(see, images, torch.stack([face.landmarks for _, face in flat]), index, device)
+    out: list[list[Face]] = [[] for _ in faces]
+    for (number, face), seen in zip(flat, points, strict=True):
+        out[number].append(replace(face, landmarks=seen.clone()))
+    return tuple(tuple(found) for found in out)
 
 
 def face_size(points: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ..runtime.device import resolve_device
 from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
+from .landmarks import refine
 from .verification import Trust, verify
 
 # The published networks' constants (facexlib detection/retinaface.py, biubug6/Pytorch_Retinaface data/config.py).
