@@ -37,6 +37,7 @@ from idcodeformer.video.sequence import MemoryClip
 from .common import arguments, finish, set_threads, table
 
 _RATE = Fraction(25)
+HEADER = ("clip", "what", "warp 1e-4", "flicker 1e-4", "landmarks px", "identity", "PSNR", "st-LPIPS")
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     for name in [*options.still, *options.clip]:
         truth = moving(name, options.frames, options.side) if name in options.still else taken(name, options.frames)
         rows += one(Path(name).stem, truth, pipeline, judge, options)
-        table("Steadiness", ["clip", "what", "warp 1e-4", "flicker 1e-4", "landmarks px", "identity", "PSNR", "st-LPIPS"], rows)
+        table("Steadiness", HEADER, rows)
     finish("video", {"rows": rows}, options.json)
 
 
@@ -102,8 +103,8 @@ def measured(name: str, results: dict[str, list[Tensor]], detector: Any, judge: 
         error = np.mean([float((a - b[square]).square().mean()) for a, b in zip(parts, truth)])
         psnr = float("inf") if error == 0 else -10 * np.log10(error)
         shown = [float("nan")] if lpips is None else [lpips(a, b[square]) for a, b in zip(parts, truth)]
-        rows.append([name, what, f"{warp * 1e4:.3f}", f"{flicker * 1e4:.3f}", f"{jitter:.3f}", f"{identity.mean():.4f}", f"{psnr:.2f}",
-                     f"{np.mean(shown):.4f}"])  # fmt: skip
+        rows.append([name, what, f"{warp * 1e4:.3f}", f"{flicker * 1e4:.3f}", f"{jitter:.3f}", f"{identity.mean():.4f}",
+                     f"{psnr:.2f}", f"{np.mean(shown):.4f}"])  # fmt: skip
     return rows
 
 

@@ -84,7 +84,8 @@ def test_frames_can_be_one_clip(pack, run, model, portrait, found):
     faces = found(portrait)
     frames = torch.cat([portrait] * 4)
     given = replace(faces, faces=faces.faces * 4, dropped=faces.dropped * 4)
-    image, restored, original, mask, report = run("RestoreFaces", model=model, image=frames, faces=given, frames="video")
+    result = run("RestoreFaces", model=model, image=frames, faces=given, frames="video")
+    image, restored, original, mask, report = result
     assert image.shape == frames.shape and len(restored) == len(original) == 4
     assert 0.05 < float(mask[2].mean()) < 0.6
     untouched = mask[..., None].expand_as(image) == 0
