@@ -56,15 +56,15 @@ def settle(
 
 
 def refine(see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: torch.device) -> tuple[Faces, ...]:
-    """``faces`` of ``images`` with landmarks as ``settle`` sees them; boxes and scores stay."""
+    """``faces`` of ``images`` with settled landmarks; boxes and scores stay, and a face that its crop does not show."""
     flat = [(number, face) for number, found in enumerate(faces) for face in found]
     if not flat:
         return tuple(() for _ in faces)
     index = torch.tensor([number for number, _ in flat])
     points, _ = settle(see, images, torch.stack([face.landmarks for _, face in flat]), index, device)
     out: list[list[Face]] = [[] for _ in faces]
-    for (number, face), seen in zip(flat, points, strict=True):
-        out[number].append(replace(face, landmarks=seen.clone()))
+    for (number, face), five in zip(flat, points, strict=True):
+        out[number].append(replace(face, landmarks=five.clone()))
     return tuple(tuple(found) for found in out)
 
 
