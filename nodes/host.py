@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..idcodeformer.errors import MissingPackage
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -165,6 +167,22 @@ class Progress:
         self._done = done
         shown = ("JPEG", preview, PREVIEW_SIDE) if preview is not None else None
         self._bar.update_absolute(done, max(1, total), shown)
+
+
+def temporary_folder() -> Path:
+    """The host's folder for files that it removes when it starts again."""
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory())
+
+
+def video_of(path: str) -> Any:
+    """A VIDEO of the graph from a clip's file; the file must stay where it is."""
+    try:
+        from comfy_api.input_impl import VideoFromFile
+    except ImportError as error:
+        raise MissingPackage(f"This ComfyUI has no videos ({error}); update it to 0.3.34 or later.") from error
+    return VideoFromFile(path)
 
 
 def show_on_node(pictures: list[Image]) -> list[dict[str, str]]:

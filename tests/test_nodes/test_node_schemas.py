@@ -24,11 +24,16 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
+        "frames",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
     ],
     "IDCodeFormerPerson": ["name", "file", "recogniser", "save_as", "photos", "people"],
+    "IDCodeFormerRestoreVideo": [
+        "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
+        "min_identity",
+    ],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
@@ -36,6 +41,7 @@ OUTPUTS = {
     "IDCodeFormerRestoreFaces": ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING"),
     "IDCodeFormerIdentityScore": ("FLOAT", "FLOAT", "BOOLEAN", "STRING", "IMAGE"),
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
+    "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
 }
 
 
@@ -125,7 +131,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 def test_the_promised_workflows_are_there():
     assert {path.stem for path in WORKFLOWS} >= {
         "restore-a-photo", "fix-faces-text-to-image", "fix-faces-of-an-image", "choose-one-face", "compare-fidelity",
-        "video-frames", "identity-gate",
+        "video-frames", "identity-gate", "restore-video",
     }  # fmt: skip
 
 
