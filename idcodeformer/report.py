@@ -16,6 +16,7 @@ class Scores:
     before: list[float] | None = None
     after: list[float] | None = None
     guidance: Sequence[str] = ()  # of every crop, where guidance was asked for
+    done: Sequence[str] = ()  # of every crop, what was done besides restoring
 
     def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
         to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
@@ -55,6 +56,7 @@ def report_lines(
                 outcome = _outcome(scores.of(place), options)
                 note = scores.guidance[place] if scores.guidance else ""
                 if outcome[0] == "restored":
+                    outcome = (outcome[0], scores.done[place] if scores.done else "", *outcome[2:])
                     kept = sum(reached[:place]) if reached else place
             else:
                 outcome = ("skipped", reasons[number])

@@ -18,7 +18,8 @@ Keep = Literal["all", "largest", "centre", "indices", "mask"]
 Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
 Colour = Literal["low_band", "adain", "off"]
-_CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
+LargeFaces = Literal["auto", "restore", "keep", "skip"]
+_CHOICES = {"colour": get_args(Colour), "large_faces": get_args(LargeFaces)}  # of RestoreOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,9 @@ class RestoreOptions:
     batch_size: int = 0  # faces per forward; 0 = by free memory
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
     colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
+    # Faces larger than the network: "auto" leaves sharp ones as they are, "skip" all; "keep" restores under their own
+    # detail; "restore" replaces them as any other.
+    large_faces: LargeFaces = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -118,6 +118,12 @@ class RestoreFaces:
                      "tooltip": "low_band: the broad colours of the face stay those of the input. adain: only the "
                      "network's own match, as in the reference. off: neither."},
                 ),
+                "large_faces": (
+                    ["auto", "restore", "keep", "skip"],
+                    {"default": "auto",
+                     "tooltip": "Faces larger than the network, which would soften them. auto leaves sharp ones as "
+                     "they are; skip leaves all; keep restores under the face's own detail; restore replaces them."},
+                ),
             },
         }  # fmt: skip
 
@@ -133,12 +139,12 @@ class RestoreFaces:
         self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
         face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
-        min_identity: float = 0.0, colour: str = "low_band",
+        min_identity: float = 0.0, colour: str = "low_band", large_faces: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
-            colour=colour if colour_match else "off",
+            colour=colour if colour_match else "off", large_faces=large_faces,
         )  # fmt: skip
         frames = convert.frames_of(image)
         _need_recogniser(model_of(model), min_identity, reference)

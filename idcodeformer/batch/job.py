@@ -15,6 +15,7 @@ from ..errors import BadImage, BadOption, IDCodeFormerError
 from ..files.origin import fingerprint, origin_of
 from ..files.reading import Picture, decode, read
 from ..files.writing import check_size, encode, write
+from ..restoration.large import LargeFace, judge_large
 from ..runtime.memory import is_out_of_memory
 from ..types import Embeddings, FaceReport, Progress, Restoration
 from .models import default_model, embed_person, load_pipeline
@@ -169,6 +170,11 @@ class RestoreJob:
         """The picture is a crop already: no detection, no pasting (reference: has_aligned)."""
         pipeline, options = self._loaded(), self.settings.options
         side = pipeline.restorer.size
+        large = self._large(picture, side)
+        if large is not None and not large.kept:
+            box = (0.0, 0.0, float(picture.size[1]), float(picture.size[0]))
+            left = [FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(picture.frames))]
+            return Restored(picture, tuple(left))
         pixels = F.interpolate(picture.frames, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
         faces, notes = pipeline.restored_crops(pixels, options, self.settings.guidance, self.references, progress)
         faces = pixels + options.strength * (faces - pixels)
@@ -176,7 +182,17 @@ class RestoreJob:
         for number, line in enumerate(lines):
             if line.status == "skipped":
                 faces[number] = pixels[number]
+        if large is not None:
+            change = F.interpolate(faces - pixels, picture.size, mode="bicubic", antialias=True)
+            faces = (picture.frames + change).clamp(0, 1)
+            lines = [replace(n, reason=large.reason) if n.status == "restored" else n for n in lines]
         return Restored(replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0])), tuple(lines))
+
+    def _large(self, picture: Picture, side: int) -> LargeFace | None:
+        """What becomes of an aligned picture larger than the network; its frames share a size, so one goes for all."""
+        crops = F.interpolate(picture.frames, (side, side), mode="area")
+        judged = judge_large(crops, [min(picture.size) / side] * len(crops), self.settings.options)
+        return next((face for face in judged if face is not None), None)
 
     def _crop_lines(self, before: Tensor, after: Tensor, notes: Sequence[str]) -> list[FaceReport]:
         from ..identity.recogniser import cosine

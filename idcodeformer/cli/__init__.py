@@ -16,7 +16,7 @@ from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, Order
+from ..types import Border, Colour, GrayMode, LargeFaces, Order
 from .models import add_models_parser
 
 COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
@@ -69,6 +69,9 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
+    look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
+                      "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
+                      "restore softens them")
     look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",

@@ -75,7 +75,7 @@ def show(name: str, pipeline: FacePipeline, recogniser: IdentityRecogniser, w: f
     """Degrade one photograph, restore it and score each face against the clean one."""
     clean = fitted(photo(name), pipeline.detector, pipeline.restorer.size)
     degraded = degrade(clean, seed)
-    result = pipeline([degraded], RestoreOptions(w=w))
+    result = pipeline([degraded], RestoreOptions(w=w, large_faces="restore"))
     crops = result.crops_in
     truth = warp([clean], crops.matrices, crops.image_index, crops.size)
     person = recogniser(truth).vectors

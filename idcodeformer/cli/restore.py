@@ -104,6 +104,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         batch_size=args.batch_size,
         min_identity=args.min_identity,
         colour=args.colour,
+        large_faces=args.large_faces,
     )
     return options, detect_options_of(args)
 
