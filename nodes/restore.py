@@ -88,9 +88,9 @@ class RestoreFaces:
                 ),
                 "border": (
                     ["constant", "reflect"],
-                    {"default": "constant",
-                     "tooltip": "What the network sees beyond the edge of the picture: the reference's grey, or the "
-                     "picture mirrored."},
+                    {"default": "reflect",
+                     "tooltip": "What the network sees beyond the edge of the picture: reflect mirrors the picture; "
+                     "constant is the reference's grey, which shows in faces that the edge cuts."},
                 ),
                 "when_no_face": (
                     ["pass", "error"],

@@ -72,7 +72,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
                       "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
                       "restore softens them")
-    look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
+                      "outside the picture: reflect mirrors it; constant is the reference's grey")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")

@@ -89,6 +89,7 @@ def paste_planned(
     options = options or RestoreOptions()
     _check(images, plan, pixels, restored, user_masks, background)
     device = device or restored.device
+    kept = own_detail or [False] * len(restored)
     enlarge = background if callable(background) and options.face_upsample else None
     out: list[Tensor] = []
     shares: list[Tensor] = []
@@ -102,8 +103,7 @@ def paste_planned(
         share = torch.zeros(1, *size, device=device)
         for group in groups:
             layers = {
-                r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, bool(own_detail and own_detail[r.face]))
-                for r in group.regions
+                r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face]) for r in group.regions
             }
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
