@@ -8,6 +8,7 @@ input, both results, over the square around the face:
 
 - warping error: mean square difference of a frame and the next one moved back along the *truth's* flow (OpenCV DIS),
   where that is not occluded (forward and backward flow agree; the masks of Lai et al. 2018, evaluate_WarpError.py);
+- flicker: the same of the difference to the truth, so that neither texture nor the flow's own error counts;
 - landmark jitter: mean length of the second difference of the detector's five points, px;
 - identity jitter: mean of 1 - cosine of neighbouring frames' embeddings, by --judge;
 - PSNR of the square and st-LPIPS, against the truth.
@@ -36,6 +37,7 @@ from idcodeformer.video.sequence import MemoryClip
 from .common import arguments, finish, set_threads, table
 
 _RATE = Fraction(25)
+HEADER = ("clip", "what", "warp 1e-4", "flicker 1e-4", "landmarks px", "identity", "PSNR", "st-LPIPS")
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
     for name in [*options.still, *options.clip]:
         truth = moving(name, options.frames, options.side) if name in options.still else taken(name, options.frames)
         rows += one(Path(name).stem, truth, pipeline, judge, options)
-        table("Steadiness", ["clip", "what", "warp 1e-4", "landmarks px", "identity", "PSNR", "st-LPIPS"], rows)
+        table("Steadiness", HEADER, rows)
     finish("video", {"rows": rows}, options.json)
 
 
@@ -89,6 +91,8 @@ def measured(name: str, results: dict[str, list[Tensor]], detector: Any, judge: 
     for what, frames in results.items():
         parts = [frame[square] for frame in frames]
         warp = np.mean([warping(a, b, *flow) for a, b, flow in zip(parts, parts[1:], flows)])
+        wrong = [part - frame[square] for part, frame in zip(parts, truth)]
+        flicker = np.mean([warping(a, b, *flow) for a, b, flow in zip(wrong, wrong[1:], flows)])
         faces = largest if what == "truth" else [
             max(found, key=lambda face: face.area) if found else None for found in detector(frames, DetectOptions())
         ]  # fmt: skip
@@ -99,8 +103,8 @@ def measured(name: str, results: dict[str, list[Tensor]], detector: Any, judge: 
         error = np.mean([float((a - b[square]).square().mean()) for a, b in zip(parts, truth)])
         psnr = float("inf") if error == 0 else -10 * np.log10(error)
         shown = [float("nan")] if lpips is None else [lpips(a, b[square]) for a, b in zip(parts, truth)]
-        rows.append([name, what, f"{warp * 1e4:.3f}", f"{jitter:.3f}", f"{identity.mean():.4f}", f"{psnr:.2f}",
-                     f"{np.mean(shown):.4f}"])  # fmt: skip
+        rows.append([name, what, f"{warp * 1e4:.3f}", f"{flicker * 1e4:.3f}", f"{jitter:.3f}", f"{identity.mean():.4f}",
+                     f"{psnr:.2f}", f"{np.mean(shown):.4f}"])  # fmt: skip
     return rows
 
 

@@ -1,6 +1,7 @@
 """Restore Video, and Restore Faces for a batch that is one clip."""
 from __future__ import annotations
 
+import copy
 import shutil
 import uuid
 from fractions import Fraction
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 
-from ..idcodeformer.errors import BadImage, BadOption
-from ..idcodeformer.types import DetectOptions, Embeddings, FaceReport, Faces, RestoreOptions, Upscaler
+from ..idcodeformer.errors import BadOption
+from ..idcodeformer.types import DetectOptions, FaceReport, Faces, RestoreOptions, Upscaler
 from . import convert, host, stream
 from .managed import IDCodeFormerModel, load_together, model_of
 from .preview import StagedProgress
@@ -18,11 +19,14 @@ from .upscale import upscaler_of
 
 if TYPE_CHECKING:
     from ..idcodeformer.pipeline import FacePipeline
+    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
 
 _FACES_AT_ONCE = 2
 _RATE = Fraction(25)  # frames a second that a batch without any is taken for
 CODECS = ("auto", "h264", "h265", "av1", "ffv1", "prores")
+_ALL = DetectOptions(confidence=0.0, min_eye_distance=0.0)  # of faces that were chosen already
 PICTURES, VIDEO = "pictures", "video"
+_STAGES = {"detecting": (0.0, 0.3), "restoring": (0.3, 1.0)}
 
 
 class RestoreVideo:
@@ -37,7 +41,7 @@ class RestoreVideo:
     FUNCTION = "restore"
     RETURN_TYPES = ("VIDEO", "STRING")
     RETURN_NAMES = ("video", "report")
-    OUTPUT_TOOLTIPS = ("The clip with its faces restored, for Save Video.", "What was done, with a line for each track.")
+    OUTPUT_TOOLTIPS = ("The clip with its faces restored, for Save Video.", "A line for each track, and what was lost.")
     SEARCH_ALIASES = ["codeformer", "video face restoration", "restore video", "face enhance video", "deflicker faces"]
 
     @classmethod
@@ -66,8 +70,9 @@ class RestoreVideo:
                 ),
                 "keep": (
                     ["all", "largest", "centre"],
-                    {"default": "all", "tooltip": "Which faces are restored. A face is chosen for as long as it is seen, "
-                     "so it does not come and go."},
+                    {"default": "all",
+                     "tooltip": "Which faces are restored. A face is chosen for as long as it is seen, so it does not "
+                     "come and go."},
                 ),
                 "codec": (
                     list(CODECS),
@@ -108,7 +113,8 @@ class RestoreVideo:
             with host.work(), upscaler_of(upscale_model) as upscaler:
                 source, span = _file_of(video, folder)
                 settings = RestoreSettings(options, DetectOptions(keep=keep), out=folder)
-                clips = ClipSettings(None if codec == "auto" else codec, None if crf < 0 else float(crf), span, steadiness)
+                named, quality = None if codec == "auto" else codec, None if crf < 0 else float(crf)
+                clips = ClipSettings(named, quality, span, steadiness)
                 job = VideoJob(_pipeline(model), settings, clips, None, upscaler, model.name)
                 outcome = job.restore(source, Path(source.stem), progress)
         except BaseException:
@@ -117,16 +123,21 @@ class RestoreVideo:
         return host.video_of(outcome.output), _report(outcome)
 
 
-_STAGES = {"detecting": (0.0, 0.3), "restoring": (0.3, 1.0)}
-
-
 def _pipeline(model: IDCodeFormerModel) -> FacePipeline:
     """The parts of ``model`` in place; without ParseNet's file the whole square is put back with soft edges."""
     from ..idcodeformer.pipeline import FacePipeline
 
     parts = [model.restorer, model.detector(), model.recogniser, model.parser(required=False)]
     load_together(parts, model.memory(_FACES_AT_ONCE))
-    return FacePipeline(*(None if part is None else part.ready() for part in parts))
+    _, *tools = (None if part is None else part.ready() for part in parts)
+    return FacePipeline(_bare(model), *tools)
+
+
+def _bare(model: IDCodeFormerModel) -> CodeFormerRestorer:
+    """The restorer without a store: no frame of a clip comes twice, and each would take room there."""
+    restorer = copy.copy(model.restorer.ready())
+    restorer.states = None
+    return restorer
 
 
 def _file_of(video: Any, folder: Path) -> tuple[Path, tuple[float, float] | None]:
@@ -162,35 +173,37 @@ def _report(outcome: Any) -> str:
 
 def restore_frames(
     model: IDCodeFormerModel,
-    pipeline: FacePipeline,
+    tools: tuple[Any, Any, Any],
     frames: convert.Frames,
     options: RestoreOptions,
+    detect_options: DetectOptions,
     found: Sequence[Faces] | None,
     masks: convert.Masks | None,
-    person: Embeddings | None,
     upscaler: Upscaler | None,
     progress: StagedProgress,
 ) -> stream.Restored:
-    """What stream.restore does, for frames that are one clip: by tracks, and steady."""
+    """What stream.restore does, for frames that are one clip: by tracks, and steady.
+
+    ``tools``: detector, recogniser and parser, each of which may be None.
+    """
     from ..idcodeformer.compositing.plan import output_size
+    from ..idcodeformer.pipeline import FacePipeline
     from ..idcodeformer.video.analysis import of_given
     from ..idcodeformer.video.pipeline import VideoPipeline
     from ..idcodeformer.video.reading import to_pixels, to_tensor
     from ..idcodeformer.video.sequence import MemoryClip
 
-    if person is not None:
-        raise BadOption("'reference' does not go with frames = video; unlink it, or set frames to pictures.")
-
     def get(number: int) -> np.ndarray:
         return to_pixels(frames.part(number, number + 1)[0], True)
 
-    clip, video = MemoryClip(get, len(frames), frames.size, _RATE, 16), VideoPipeline(replaced(pipeline, model))
+    clip = MemoryClip(get, len(frames), frames.size, _RATE, 16)
+    video = VideoPipeline(FacePipeline(_bare(model), *tools))
     progress.part(0, 1, 1)
     if found is None:
-        analysis = video.analyse(clip, None, lambda done: progress(done, len(frames), "detecting"))
+        analysis = video.analyse(clip, detect_options, lambda done: progress(done, len(frames), "detecting"))
     else:
-        analysis = of_given(clip, found, pipeline.recogniser)
-    tracks = video.plan(analysis, clip)
+        analysis = of_given(clip, found, tools[1])
+    tracks = video.plan(analysis, clip, detect_options if found is None else _ALL)
     size = output_size(*frames.size, options.upscale)
     image = convert.Output(frames, size)
     done = stream.Restored(image.image, convert.empty_mask(len(frames), size))
@@ -216,18 +229,3 @@ def _take(done: stream.Restored, frame: Any, number: int, options: RestoreOption
             done.after.append(after[None].float().cpu())
         done.report.append(FaceReport(number, place, tuple(line["box"]), 1.0, line["status"], line["reason"], options.w,
                                       line["id_sim_input"], crop=crop))  # fmt: skip
-
-
-def replaced(pipeline: FacePipeline, model: IDCodeFormerModel) -> FacePipeline:
-    """The same with the restorer itself, whose codes are asked for, in the place of one that only restores."""
-    from ..idcodeformer.pipeline import FacePipeline
-
-    return FacePipeline(model.restorer.ready(), pipeline.detector, pipeline.recogniser, pipeline.parser)
-
-
-def check_frames(frames: str) -> None:
-    """Raise BadImage for another word than the two."""
-    if frames not in (PICTURES, VIDEO):
-        raise BadImage(f"'frames' is {frames!r}; choose {PICTURES} or {VIDEO}.")
-
-

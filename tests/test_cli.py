@@ -193,7 +193,7 @@ def test_detect_lists_draws_and_reports(photos: Path, tmp_path: Path, capsys: py
     assert len(group["faces"]) == 4 and len(portrait["faces"]) == 1
     marked = np.asarray(Image.open(tmp_path / "d/portrait.png")).astype(int)
     x0, y0 = (round(value) for value in portrait["faces"][0]["box"][:2])
-    assert np.abs(marked[y0, x0 + 40] - [46, 204, 64]).max() < 3
+    assert np.abs(marked[y0, x0 + 40] - [70, 190, 110]).max() < 3
 
 
 def test_score_tells_who_is_alike(

@@ -21,6 +21,7 @@ from video_clips import make_clip  # noqa: E402
 from idcodeformer import FacePipeline, load_recogniser, load_restorer  # noqa: E402
 from idcodeformer.batch.settings import RestoreSettings  # noqa: E402
 from idcodeformer.cli import main  # noqa: E402
+from idcodeformer.files.reading import read  # noqa: E402
 from idcodeformer.geometry.templates import ffhq_template  # noqa: E402
 from idcodeformer.types import DetectOptions, Face, RestoreOptions  # noqa: E402
 from idcodeformer.video import job as job_module  # noqa: E402
@@ -74,7 +75,8 @@ def frames_of(path: str | Path) -> list:
 
 def test_a_clip_keeps_length_times_and_sound_and_changes_where_the_face_is(tmp_path: Path, pipeline) -> None:
     times = make_clip(tmp_path / "clip.mp4", [scene(n, face=n >= 6) for n in range(24)])
-    outcome = job(pipeline, tmp_path / "out", compare=True).attempt(tmp_path / "clip.mp4", Path("clip"))
+    making = job(pipeline, tmp_path / "out", compare=True, save_crops=True)
+    outcome = making.attempt(tmp_path / "clip.mp4", Path("clip"))
     assert (outcome.status, outcome.error, outcome.frames, outcome.restored) == ("restored", "", 24, 1)
     before, after = frames_of(tmp_path / "clip.mp4"), frames_of(outcome.output)
     assert [frame.pts for frame in after] == [frame.pts for frame in before] and len(times) == len(after)
@@ -91,6 +93,8 @@ def test_a_clip_keeps_length_times_and_sound_and_changes_where_the_face_is(tmp_p
     base = Clip(tmp_path / "clip.mp4").info.time_base
     assert lines[0]["time"] == pytest.approx(float(before[6].pts * base), abs=1e-3)
     json.dumps(outcome.entry())
+    photos = sorted((tmp_path / "out/cropped_faces/clip/person_0").glob("*.png"))
+    assert photos and all(RedFinder()([read(photo).frames[0]])[0] for photo in photos)
 
 
 def test_a_killed_run_is_gone_on_with_and_gives_the_same_clip(tmp_path: Path, pipeline, monkeypatch) -> None:
@@ -248,6 +252,7 @@ def test_the_command_line_takes_clips_and_pictures_together(tmp_path: Path, monk
     assert "8 frames; 1 face restored in 1 track" in capsys.readouterr().out
     assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--range", "9"]) == 2
     assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--aligned"]) == 2
+    assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--target-identity", "0.4"]) == 2
 
 
 def test_without_pyav_the_remedy_is_named(tmp_path: Path, monkeypatch) -> None:

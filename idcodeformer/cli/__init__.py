@@ -17,7 +17,7 @@ from typing import get_args
 from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, Order
+from ..types import Border, Colour, GrayMode, LargeFaces, MaskShape, Order
 from .bulk import add_bulk_parser
 from .models import add_models_parser
 from .video import add_clip_options
@@ -58,7 +58,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     files.add_argument("--format", choices=("png", "jpg", "webp"), default=None,
                        help="of the results; default png, and an animation keeps its own")
     files.add_argument("--suffix", default="", help="added to the names of the results")
-    files.add_argument("--save-crops", action="store_true", help="also write each face before and after")
+    files.add_argument("--save-crops", action="store_true", help="also write faces; of clips each person's sharpest frames")
     files.add_argument("--compare", action="store_true", help="also write a before/after sheet per picture")
     files.add_argument("--json", metavar="FILE", help="write a report of every face; - for standard output")
     look = sub.add_argument_group("restoring")
@@ -73,7 +73,13 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
-    look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
+                      "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
+                      "restore softens them")
+    look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
+                      "outside the picture: reflect mirrors it; constant is the reference's grey")
+    look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "
+                      "the face and off its neighbours; square: the whole crop, as the reference")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")

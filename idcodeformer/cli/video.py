@@ -64,6 +64,9 @@ def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
     pyav()
     if args.aligned:
         raise BadOption("--aligned is for crops of one face; leave it out for clips.")
+    for name, value in (("--guide", args.guide), ("--target-identity", args.target_identity)):
+        if value:
+            raise BadOption(f"{name} is for pictures, frame by frame it would flicker; leave it out for clips.")
     assert job.pipeline is not None
     references = job.references[0] if isinstance(job.references, list) else job.references
     return VideoJob(job.pipeline, job.settings, settings_of(args), references, job.upscaler, job.model, job.failed)

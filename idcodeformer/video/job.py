@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 
-from ..batch.outcome import COMPARE, FINAL, Outcome
+from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
 from ..errors import BadClip, BadImage, IDCodeFormerError
-from ..files.writing import make_folder, write_bytes
+from ..files.reading import Picture
+from ..files.writing import make_folder, write, write_bytes
 from ..runtime.memory import is_out_of_memory
 from ..types import Embeddings, Progress, Upscaler
 from . import codecs
@@ -130,6 +131,8 @@ class VideoJob:
                 make_folder(file.parent)
                 file = self._file(FINAL, target, path.suffix.lower())
                 write_copy(path, file, settings.overwrite)
+            if settings.save_crops:
+                self._portraits(source, analysis, tracks, target)
             self._tell(outcome, file, folder, analysis, tracks, source)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -199,6 +202,14 @@ class VideoJob:
             make_folder(sheet.parent)
             join(folder / COMPARE, sheet, source.info, muxer, True, self.clips.span)
         return join(folder, file, source.info, muxer, self.settings.overwrite, self.clips.span)
+
+    def _portraits(self, source: Source, analysis: Analysis, tracks: list[Track], target: Path) -> None:
+        """The frames in which each person is seen best, as photos of that person for --reference and people."""
+        for person in sorted({track.person for track in tracks if track.kept}):
+            pictures = self.pipeline.portraits(source, tracks, analysis, person)
+            for number, picture in enumerate(pictures):
+                file = (self.settings.out or Path()) / CROPPED / target / f"person_{person}" / f"{number:02d}.png"
+                write(file, Picture(picture[None]), True)
 
     def _tell(self, outcome: ClipOutcome, file: Path, folder: Path, analysis: Analysis, tracks: list[Track],
               source: Source) -> None:  # fmt: skip

@@ -13,7 +13,6 @@ from ..compositing.blend import enlarged, paste
 from ..compositing.plan import output_size
 from ..errors import BadImage
 from ..geometry.alignment import align
-from ..identity.people import embed_photos
 from ..identity.recogniser import cosine, mean_identity
 from ..types import Crops, DetectOptions, Embeddings, RestoreOptions, Upscaler
 from .analysis import Analysis, Analyst, Source
@@ -145,7 +144,7 @@ class VideoPipeline:
 
     def portraits(self, source: Source, tracks: Sequence[Track], analysis: Analysis, person: int,
                   most: int = 5) -> list[Tensor]:  # fmt: skip
-        """Frames [3,H,W] that show a person best, cut around the face, to be its reference photos."""
+        """Parts [3,h,w] of the frames that show a person best, around the face: reference photos of that person."""
         found = sorted(sharpest(tracks, person, most, max(2, round(float(source.info.rate) / 3))), key=lambda f: f[1])
         pictures = []
         for track, number in found:
@@ -153,11 +152,6 @@ class VideoPipeline:
             if frame is not None:
                 pictures.append(_around(frame.tensor(), track.boxes[number - track.start]))
         return pictures
-
-
-def person_of(photos: Sequence[Tensor], pipeline: FacePipeline, recogniser: Any) -> Embeddings:
-    """One embedding of the person on ``photos``."""
-    return mean_identity(embed_photos(list(photos), pipeline.detector, recogniser))
 
 
 def _around(image: Tensor, box: np.ndarray) -> Tensor:

@@ -13,7 +13,7 @@ from ..geometry.templates import ffhq_template, fit_lmeds
 from .tracks import Track
 
 UNIT = 512  # px of the crop that the matrices of a track are made for
-SIGMA = 0.15  # seconds; KEEP and facexlib smooth points over 5 frames, 0.2 s at 25 a second
+SIGMA = 0.2  # seconds; KEEP and facexlib smooth points over 5 frames, 0.2 s at 25 a second
 _REACH = 3.0  # windows end after that many sigma
 _STEADY = 0.004  # of a crop's side, or radian: what is nearer to the fit is no outlier, however still the rest is
 _FAR = 3.0  # an observation that is further from the fit than this many of their median distances counts little
