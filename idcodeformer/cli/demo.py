@@ -102,7 +102,7 @@ def show(name: str, networks: Networks, w: float, guidance: GuidanceOptions, see
     model = networks.model
     clean = fitted(photo(name), model.detector, model.restorer.size)
     degraded = degrade(clean, seed)
-    options = RestoreOptions(w=w)
+    options = RestoreOptions(w=w, large_faces="restore")
     found = model.detector([degraded], DetectOptions())[0]
     faces = [select(found, DetectOptions(), tuple(degraded.shape[-2:])).faces]
     plain = model([degraded], options, faces=faces)
