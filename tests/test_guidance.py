@@ -19,6 +19,7 @@ from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.runtime import winograd
 from idcodeformer.types import Embeddings, RestoreOptions
 
 TINY = CodeFormerConfig(
@@ -74,6 +75,22 @@ def test_a_guided_face_is_nearer_to_the_person(restorer, recogniser, pixels, per
     assert list(result.after) == pytest.approx(likeness(recogniser, result.pixels, person), abs=1e-5)
     assert all(after > before for before, after in zip(result.before, result.after))
     assert float(result.pixels.min()) >= 0 and float(result.pixels.max()) <= 1
+
+
+def test_steps_run_by_winograds_way(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    """Forward, and the gradient to the codes."""
+    if not winograd.winograd_available():
+        pytest.skip("this torch has no NNPACK")
+    calls, run = [], winograd.Winograd.run
+
+    def spy(self, x, weight, bias, pad):
+        calls.append((bias is not None, min(x.shape[2:])))
+        return run(self, x, weight, bias, pad)
+
+    monkeypatch.setattr(winograd.Winograd, "run", spy)
+    guide(restorer, pixels[:1], person, recogniser, guidance=GuidanceOptions(steps=1, force=True))
+    assert {forward for forward, _ in calls} == {True, False}
+    assert all(side >= 24 for _, side in calls)
 
 
 def test_faces_do_not_depend_on_their_batch(restorer, recogniser, pixels, person) -> None:

@@ -24,6 +24,7 @@ from ..errors import BadOption
 from ..geometry.templates import arcface_crop
 from ..networks.codeformer import CodeState, adain_codes
 from ..runtime.memory import faces_per_batch, in_batches
+from ..runtime.winograd import fast_convolutions
 from ..types import Embeddings, Progress, RestoreOptions
 from .gate import refusal
 
@@ -174,6 +175,7 @@ class _Run:
             self.decoder = ordinary(restorer.decoder)
             self.eye = ordinary(recogniser.network).to(self.device)
         self.dtype = next(self.decoder.generator.parameters()).dtype
+        self.fast = fast_convolutions(self.device)
         self.goal = SAME_PERSON.get(recogniser.name, _SAME_PERSON)
 
     def __call__(
@@ -191,8 +193,9 @@ class _Run:
                       max(1, side[i] * pixels.shape[-1] // 128))
                 for i in range(len(pixels))
             ]  # fmt: skip
-            self._steps(faces, state, report)
-            images = [self._decode([face], state).detach() for face in faces]
+            with self.fast:
+                self._steps(faces, state, report)
+                images = [self._decode([face], state).detach() for face in faces]
         images = torch.cat(images).clamp(-1, 1).add(1).mul(0.5)
         return images.to(unguided.device), [face.steps for face in faces]
 
