@@ -22,7 +22,7 @@ import numpy as np
 from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
-from ..errors import BadClip, BadImage, IDCodeFormerError
+from ..errors import BadClip, BadImage, BadOption, IDCodeFormerError
 from ..files.reading import Picture
 from ..files.writing import make_folder, write, write_bytes
 from ..runtime.memory import is_out_of_memory
@@ -55,6 +55,7 @@ class ClipSettings:
     span: tuple[float, float] | None = None  # seconds
     steadiness: float = 1.0  # 0..1
     sequence: Fraction | None = None  # frames a second of folders that are the frames of a clip
+    refused: str = ""  # why no clip can be restored with what was asked; "": it can
 
 
 @dataclass
@@ -105,6 +106,8 @@ class VideoJob:
         return outcome
 
     def _work(self, path: Path, target: Path, outcome: ClipOutcome, progress: Progress) -> None:
+        if self.clips.refused:
+            raise BadOption(self.clips.refused)
         source: Source = FrameFolder(path, self.clips.sequence or Fraction(25)) if path.is_dir() else Clip(path)
         info, settings = source.info, self.settings
         outcome.size, outcome.notes = info.size[::-1], list(info.notes)
