@@ -18,7 +18,10 @@ Keep = Literal["all", "largest", "centre", "indices", "mask"]
 Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
 Colour = Literal["low_band", "adain", "off"]
-_CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
+MaskShape = Literal["face", "square"]
+LargeFaces = Literal["auto", "restore", "keep", "skip"]
+# Of RestoreOptions.
+_CHOICES = {"colour": get_args(Colour), "mask_shape": get_args(MaskShape), "large_faces": get_args(LargeFaces)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +113,17 @@ class RestoreOptions:
     upscale: float = 1.0  # output px per input px
     strength: float = 1.0  # 0..1, blend of the restored face with what was there
     face_upsample: bool = False  # enlarge restored faces with the background upscaler before pasting
-    border: Border = "constant"
+    border: Border = "reflect"  # what a crop sees outside the picture: its mirror image; "constant": grey, the reference
     gray: GrayMode = "auto"
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
     colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
     identity_target: float = 0.0  # 0..1, lowest w whose face is this like the person, or the input; 0 = w as given
+    mask_shape: MaskShape = "face"  # what is pasted keeps to the face and off its neighbours; "square": the reference
+    # Faces larger than the network: "auto" leaves sharp ones as they are, "skip" all; "keep" restores under their own
+    # detail; "restore" replaces them as any other.
+    large_faces: LargeFaces = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

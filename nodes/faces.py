@@ -33,6 +33,11 @@ class FoundFaces:
         return [(frame, reason) for frame, here in enumerate(self.dropped) for _, reason in here]
 
     @property
+    def others(self) -> list[Faces]:
+        """The faces of each frame that are not chosen."""
+        return [tuple(face for face, _ in here) for here in self.dropped]
+
+    @property
     def count(self) -> int:
         return sum(map(len, self.faces))
 

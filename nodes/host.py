@@ -115,6 +115,22 @@ class _CancelBetweenOperations(TorchFunctionMode):
 
 
 @contextmanager
+def packages() -> Iterator[None]:
+    """Where a package that the pack needs is missing, the error names install.py, which adds it."""
+    from ..idcodeformer.errors import MissingPackage
+
+    try:
+        yield
+    except ImportError as error:
+        script = Path(__file__).resolve().parent.parent / "install.py"
+        what = f"The package '{error.name}'" if error.name else f"A package ({error})"
+        raise MissingPackage(
+            f"{what} is missing: install.py of this pack was not run. Run it with ComfyUI's Python and start ComfyUI "
+            f'again: "{sys.executable}" "{script}"'
+        ) from error
+
+
+@contextmanager
 def work() -> Iterator[None]:
     """Around the computing part of a node: Cancel acts at once, no gradients are kept, and a failure keeps no tensors.
 
@@ -125,7 +141,7 @@ def work() -> Iterator[None]:
 
     raise_if_cancelled()
     try:
-        with torch.inference_mode(), _CancelBetweenOperations():
+        with packages(), torch.inference_mode(), _CancelBetweenOperations():
             yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the host keeps the error a while, and with it all that was local

@@ -81,5 +81,7 @@ class LoadIDCodeFormer:
         named = (("restorer", model_name), ("recogniser", recogniser), ("parser", PARSENET_FILE))
         return "\n".join(folders.fingerprint_of(kind, name) for kind, name in named)
 
-    def load(self, model_name: str, precision: str, recogniser: str) -> tuple[IDCodeFormerModel]:
-        return (IDCodeFormerModel(model_name, precision, recogniser),)
+    def load(self, model_name: str, precision: str, recogniser: str) -> dict[str, Any]:
+        with host.packages():
+            model = IDCodeFormerModel(model_name, precision, recogniser)
+        return {"ui": {"text": folders.hint()}, "result": (model,)}

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..idcodeformer.files.drawing import image_of
 from ..idcodeformer.types import Progress, RestoreOptions
-from . import convert, host
+from . import host
 
 if TYPE_CHECKING:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
@@ -32,7 +33,7 @@ class StagedProgress:
         start, end = self._stages.get(what, (0.0, 1.0))
         share = start + (end - start) * (done / max(1, total))
         share = self._from + (self._to - self._from) * share
-        self._bar(round(100 * share), 100, None if shown is None else convert.pil_of(shown))
+        self._bar(round(100 * share), 100, None if shown is None else image_of(shown))
 
 
 class PreviewingRestorer:

@@ -90,9 +90,9 @@ class RestoreFaces:
                 ),
                 "border": (
                     ["constant", "reflect"],
-                    {"default": "constant",
-                     "tooltip": "What the network sees beyond the edge of the picture: the reference's grey, or the "
-                     "picture mirrored."},
+                    {"default": "reflect",
+                     "tooltip": "What the network sees beyond the edge of the picture: reflect mirrors the picture; "
+                     "constant is the reference's grey, which shows in faces that the edge cuts."},
                 ),
                 "when_no_face": (
                     ["pass", "error"],
@@ -157,6 +157,12 @@ class RestoreFaces:
                      "tooltip": "video: the batch is one clip at about 25 frames a second. Faces are followed through "
                      "it, aligned without shaking and restored without flicker."},
                 ),
+                "large_faces": (
+                    ["auto", "restore", "keep", "skip"],
+                    {"default": "auto",
+                     "tooltip": "Faces larger than the network, which would soften them. auto leaves sharp ones as "
+                     "they are; skip leaves all; keep restores under the face's own detail; restore replaces them."},
+                ),
             },
         }  # fmt: skip
 
@@ -178,14 +184,14 @@ class RestoreFaces:
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
         min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
         guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
-        frames: str = PICTURES,
+        frames: str = PICTURES, large_faces: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         from ..idcodeformer.guidance.optimise import GuidanceOptions
 
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
-            colour=colour if colour_match else "off",
+            colour=colour if colour_match else "off", large_faces=large_faces,
         )  # fmt: skip
         asked = Request(
             convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),

@@ -110,8 +110,9 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     pipeline = HoldingPipeline(model.held, fingerprint_of("detector", name), restorer, finder, judge, pasted, guide)
     wanted = DetectOptions(asked.confidence) if found is None else None
     guidance = asked.guidance if people is not None and asked.guidance.steps else None
+    others = None if asked.given is None else asked.given.others
     return stream.restore(
-        pipeline, frames, asked.options, found, masks, progress, asked.aligned, detect_options=wanted,
+        pipeline, frames, asked.options, found, masks, progress, asked.aligned, others, detect_options=wanted,
         references=references, guidance=guidance, upscaler=upscaler,
     )  # fmt: skip
 

@@ -209,11 +209,11 @@ def test_a_picture_that_ends_its_worker_is_tried_twice_and_set_aside(
     tried: list[list[str]] = []
     real = stage.restore_group
 
-    def group(job, rows, people):
+    def group(job, rows):
         tried.append([row["key"] for row in rows])
         if "a.png" in tried[-1]:
             raise Died
-        return real(job, rows, people)
+        return real(job, rows)
 
     monkeypatch.setattr(stage, "restore_group", group)
     for _ in range(2):  # the worker is started again with the same pictures each time

@@ -368,3 +368,13 @@ def test_a_file_that_is_no_detector_is_refused(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "w600k_r50.onnx").write_bytes(b"onnx")
     with pytest.raises(UnsupportedWeights, match="not an insightface detector"):
         SCRFDDetector(tmp_path / "w600k_r50.onnx", "cpu")
+
+
+def test_looking_again_at_known_faces_moves_their_landmarks_alone(detector: RetinaFaceDetector, group: Tensor) -> None:
+    (found,) = detector([group])
+    aside = [Face(f.box, f.score, f.landmarks + torch.tensor([0.15 * f.eye_distance, 0.0])) for f in found]
+    empty, back = detector.look_again([group, group], [(), tuple(aside)])
+    assert empty == ()
+    for face, seen in zip(found, back, strict=True):
+        assert (seen.landmarks - face.landmarks).norm(dim=1).mean() < 0.03 * face.eye_distance
+        assert torch.equal(seen.box, face.box) and seen.score == face.score

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..batch import Outcome, RestoreJob
+from ..batch.outcome import marked
 from ..errors import BadImage, IDCodeFormerError
 from ..files.reading import Picture, decode
 from ..files.writing import check_size, encode
-from ..identity.people import People
 from ..runtime.memory import is_out_of_memory
-from ..types import Faces, Restoration
+from ..types import Faces
 from .settings import FACES_AT_ONCE
 
 _PIXELS_AT_ONCE = 1 << 26  # of the pictures that are held decoded together: 0.8 GB as float
@@ -41,9 +41,7 @@ class _Entry:
         self.picture, self.data = None, b""
 
 
-def restore_group(
-    job: RestoreJob, rows: Sequence[dict[str, Any]], people: People | None = None
-) -> list[tuple[bytes, Outcome]]:
+def restore_group(job: RestoreJob, rows: Sequence[dict[str, Any]]) -> list[tuple[bytes, Outcome]]:
     """The bytes of each result (empty where there is none) and what became of the picture, in the order of ``rows``.
 
     Rows have ``url``, ``data`` (the bytes of the file) and ``reason`` (why there are none). One picture's trouble never
@@ -52,7 +50,7 @@ def restore_group(
     entries = [_Entry(row) for row in rows]
     with ThreadPoolExecutor(_DECODERS) as pool:
         for group in _by_size(entries, pool):
-            _restore(job, group, people)
+            _restore(job, group)
             list(pool.map(lambda entry: _encode(job, entry), group))
             for entry in group:
                 entry.picture = None
@@ -90,7 +88,7 @@ def _decode(entry: _Entry) -> None:
         entry.fail(error)
 
 
-def _restore(job: RestoreJob, group: list[_Entry], people: People | None) -> None:
+def _restore(job: RestoreJob, group: list[_Entry]) -> None:
     """Detect in all, then restore runs of pictures that together have enough faces for a batch."""
     pipeline, settings = job.pipeline, job.settings
     assert pipeline is not None
@@ -98,14 +96,14 @@ def _restore(job: RestoreJob, group: list[_Entry], people: People | None) -> Non
         frames = [frame for entry in group for frame in entry.picture.frames]
         found = pipeline.detector(frames, settings.detect_options)
         for run, faces in _by_faces(group, found):
-            _restore_run(job, run, faces, people)
+            _restore_run(job, run, faces)
     except Exception as error:  # of one of them; alone, each tells its own
         if len(group) == 1:
             group[0].fail(error)
             return
         for entry in group:
             if entry.outcome.status == "failed":
-                _restore(job, [entry], people)
+                _restore(job, [entry])
 
 
 def _by_faces(group: list[_Entry], found: Sequence[Faces]) -> Iterator[tuple[list[_Entry], list[Faces]]]:
@@ -124,44 +122,25 @@ def _by_faces(group: list[_Entry], found: Sequence[Faces]) -> Iterator[tuple[lis
         yield run, faces
 
 
-def _restore_run(job: RestoreJob, run: list[_Entry], faces: list[Faces], people: People | None) -> None:
+def _restore_run(job: RestoreJob, run: list[_Entry], faces: list[Faces]) -> None:
     settings, start = job.settings, time.perf_counter()
     frames = [frame for entry in run for frame in entry.picture.frames]
     for entry in run:
         high, wide = (round(side * settings.options.upscale) for side in entry.picture.size)
         check_size(PurePosixPath(f"{entry.row['url']}{_ending(job, entry.picture)}"), wide, high)
     result = job.pipeline(frames, settings.options, settings.detect_options, faces, references=job.references,
-                          upscaler=job.upscaler, guidance=settings.guidance)  # fmt: skip
-    names = _named(job, frames, result, people)
+                          upscaler=job.upscaler, guidance=settings.guidance, people=job.people)  # fmt: skip
     place = 0
     for entry in run:
         count = len(entry.picture.frames)
         images = torch.stack(result.images[place : place + count])
         entry.picture = replace(entry.picture, frames=images, alpha=_resized(entry.picture.alpha, images))
         lines = [line for line in result.report if place <= line.image < place + count]
-        entry.outcome.faces = [
-            replace(line, image=line.image - place, crop=None).to_dict()
-            | {"person": names.get((line.image, line.face), "")}
-            for line in lines
-        ]
+        entry.picture = marked(entry.picture, lines, job.model)
+        entry.outcome.faces = [replace(line, image=line.image - place, crop=None).to_dict() for line in lines]
         entry.outcome.status = "restored" if entry.outcome.restored else "no face"
         entry.outcome.seconds = round((time.perf_counter() - start) * count / len(frames), 3)
         place += count
-
-
-def _named(
-    job: RestoreJob, frames: list[Tensor], result: Restoration, people: People | None
-) -> dict[tuple[int, int], str]:
-    """(picture, face) -> the person of the gallery, for faces that were restored."""
-    if people is None:
-        return {}
-    recogniser, out = job.pipeline.recogniser, {}
-    for image in sorted({line.image for line in result.report if line.status == "restored"}):
-        lines = [line for line in result.report if line.image == image and line.status == "restored"]
-        faces = tuple(result.faces[image][line.face] for line in lines)
-        who = people.name(recogniser.embed_faces([frames[image]], [faces]))
-        out |= {(image, line.face): named.name for line, named in zip(lines, who) if named is not None}
-    return out
 
 
 def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:

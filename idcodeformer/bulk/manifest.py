@@ -27,7 +27,7 @@ _PICTURE = {"kind": "string", "key": "string", "status": "string", "reason": "st
             "input_sha256": "string", "model_sha256": "string", "options_sha256": "string"}  # fmt: skip
 _FACE = {"frame": "int32", "face": "int32", "x0": "float", "y0": "float", "x1": "float", "y1": "float",
          "score": "float", "w": "float", "id_sim_input": "float", "id_sim_before": "float", "id_sim_after": "float",
-         "guidance": "string"}  # fmt: skip
+         "guidance": "string", "guided_by": "string", "judged_by": "string"}  # fmt: skip
 
 
 def schema() -> pyarrow.Schema:

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..batch.models import default_model
 from ..errors import BadOption, BadTarget, WorkersFailed
+from ..runtime.memory import free_bytes
 from ..weights.store import find, sha256_of
 from .manifest import FAILED, MANIFEST, SET_ASIDE, WORK, claim, join, read_rows
 from .places import Place
@@ -86,9 +89,9 @@ def estimate(settings: BulkSettings, sample: int = 12) -> tuple[Plan, float]:
 
     table = fetch(pyarrow.Table.from_pylist([item.__dict__ for item in plan.sample]))
     rows = table.to_pylist()
-    restore_group(worker.job, rows[:1], worker.people)  # the first picture pays for what is loaded late
+    restore_group(worker.job, rows[:1])  # the first picture pays for what is loaded late
     start = time.perf_counter()
-    restore_group(worker.job, rows, worker.people)
+    restore_group(worker.job, rows)
     return plan, (time.perf_counter() - start) / len(rows)
 
 
@@ -135,9 +138,7 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
     if settings.address:
         ray.init(address=settings.address, runtime_env={"py_modules": [str(package)]}, **common)
     else:
-        import psutil
-
-        free = psutil.virtual_memory().available
+        free = free_bytes(torch.device("cpu"))
         where = {"PYTHONPATH": os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])}
         ray.init("local", num_cpus=_workers(settings) + 1, include_dashboard=False, runtime_env={"env_vars": where},
                  object_store_memory=max(_SMALL_STORE, int(_STORE_SHARE * free)), **common)  # fmt: skip
@@ -148,15 +149,11 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
 
 
 def _workers(settings: BulkSettings) -> int:
-    import torch
-
     cores = os.cpu_count() or 1
     return settings.workers or (_gpus(settings) and torch.cuda.device_count()) or max(1, cores // 2)
 
 
 def _gpus(settings: BulkSettings) -> bool:
-    import torch
-
     return torch.cuda.is_available() and (settings.restore.models.device or "cuda").startswith("cuda")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ UNWRITTEN = "unwritten"
 _FETCHES = 8  # files of a handful that are read or written at the same time
 _TRIES = 2
 _ENDINGS = {b"\x89P": ".png", b"\xff\xd8": ".jpg", b"RI": ".webp", b"GI": ".gif"}  # by a result's first bytes
-_SAME = ("status", "reason", "face", "score", "w", "id_sim_input", "id_sim_before", "id_sim_after", "guidance")
+_SAME = ("status", "reason", "face", "score", "w", "id_sim_input", "id_sim_before", "id_sim_after", "guidance",
+         "guided_by", "judged_by", "person")  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]], **kinds: str) -> pyarrow.Table:
@@ -60,9 +62,8 @@ class Restorer:
             torch.set_num_threads(settings.threads)
         lift_pillows_limit()
         self.settings = settings
-        self.job = RestoreJob(settings.restore).load()
+        self.job = _loaded(settings)
         self.attempts = Attempts(Place(settings.target), run)
-        self.people = _people(settings.people, self.job)
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         rows = [row | {"sha256": hashlib.sha256(row["data"]).hexdigest()} for row in table.to_pylist()]
@@ -70,7 +71,7 @@ class Restorer:
         if self.attempts.begin(keys):
             outcomes = [self._alone(row) for row in rows]
         else:
-            outcomes = restore_group(self.job, rows, self.people)
+            outcomes = restore_group(self.job, rows)
         self.attempts.end(keys)
         results = [_result(row, data, outcome) for row, (data, outcome) in zip(rows, outcomes)]
         return _table(results, key="string", person="string", sha256="string", data="large_binary", outcome="string")
@@ -81,7 +82,7 @@ class Restorer:
             told = f"{row['url']} ended its worker {_TRIES} times; look at the file, and at the memory of the machine."
             done = b"", Outcome(row["url"], status=SET_ASIDE, error=told)
         else:
-            done = restore_group(self.job, [row], self.people)[0]
+            done = restore_group(self.job, [row])[0]
         self.attempts.end([row["key"]])
         return done
 
@@ -92,24 +93,15 @@ def _result(row: dict[str, Any], data: bytes, outcome: Outcome) -> dict[str, Any
     return kept | {"data": data, "outcome": json.dumps(told)}
 
 
-def _people(content: bytes | None, job: RestoreJob) -> Any:
-    """The gallery of a people file, checked against the recogniser that scores."""
-    import tempfile
-
-    from ..errors import BadOption
-    from ..identity.people import read_people
-
-    if content is None:
-        return None
-    recogniser = job.pipeline.recogniser if job.pipeline is not None else None
-    if recogniser is None:
-        raise BadOption("--people needs a recogniser; leave --recogniser none out.")
+def _loaded(settings: BulkSettings) -> RestoreJob:
+    """The networks, and the people of the file whose content came along."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "people.safetensors")
-        file.write_bytes(content)
-        people = read_people(file)
-    people.check(recogniser)
-    return people
+        restore = settings.restore
+        if settings.people is not None:
+            file = Path(folder, "people.safetensors")
+            file.write_bytes(settings.people)
+            restore = replace(restore, people=file)
+        return RestoreJob(restore).load()
 
 
 class Writer:
@@ -150,7 +142,7 @@ class Writer:
         for face in outcome.faces:
             corners = dict(zip(("x0", "y0", "x1", "y1"), face["box"]))
             line = {name: face[name] for name in _SAME}
-            lines.append(shared | line | corners | {"kind": "face", "frame": face["image"], "person": face["person"]})
+            lines.append(shared | line | corners | {"kind": "face", "frame": face["image"]})
         return lines
 
 

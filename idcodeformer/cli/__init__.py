@@ -17,7 +17,7 @@ from typing import get_args
 from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, Order
+from ..types import Border, Colour, GrayMode, LargeFaces, MaskShape, Order
 from .bulk import add_bulk_parser
 from .models import add_models_parser
 from .video import add_clip_options
@@ -73,7 +73,13 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
-    look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
+                      "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
+                      "restore softens them")
+    look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
+                      "outside the picture: reflect mirrors it; constant is the reference's grey")
+    look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "
+                      "the face and off its neighbours; square: the whole crop, as the reference")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
@@ -180,10 +186,16 @@ def _add_people(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
+    sub = commands.add_parser("demo", help="degrade photographs, restore and guide them, show and score",
+                              allow_abbrev=False)
     sub.set_defaults(handler=_demo)
     sub.add_argument("-o", "--output", default="demo-output", metavar="FOLDER")
     sub.add_argument("--model", default="mini_id_codeformer", metavar="NAME", help="restorer: a name or a file")
+    sub.add_argument("--control", default="mini_codeformer", metavar="NAME", help="the CodeFormer to compare with")
+    sub.add_argument("--guide", type=int, default=15, metavar="STEPS", help="steps of guidance, default 15")
+    sub.add_argument("--judge", metavar="NAME", help="recogniser that scores; default another one than --recogniser, "
+                     "which guides, where there is one")
+    sub.add_argument("--picture", metavar="FILE", help="also write the faces as a small JPEG (docs/guided.jpg)")
     sub.add_argument("-w", "--w", dest="w", type=float, default=0.8, metavar="0..1")
     sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")

@@ -111,6 +111,8 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         min_identity=args.min_identity,
         colour=args.colour,
         identity_target=args.target_identity,
+        mask_shape=args.mask_shape,
+        large_faces=args.large_faces,
     )
     return options, detect_options_of(args)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..errors import BadImage, BadOption
 from ..runtime.device import resolve_device
 from ..runtime.memory import in_batches
+from ..runtime.winograd import fast_convolutions
 
 # ParseNet's labels in order (facexlib inference/inference_parsing_parsenet.py; BiSeNet's order is another one).
 CLASSES = (
@@ -37,6 +38,7 @@ class FaceParser:
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.size = size
+        self._fast = fast_convolutions(self.device)
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -57,7 +59,8 @@ class FaceParser:
     def logits(self, pixels: Tensor) -> Tensor:
         """[N,19,size,size] class scores at the working size for crops [N,3,size,size] in [0,1]."""
         weight = next(self.network.parameters())
-        return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
+        with self._fast:
+            return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
 
     def _labels(self, pixels: Tensor) -> Tensor:
         logits = self.logits(_resize(pixels.float(), (self.size, self.size)))

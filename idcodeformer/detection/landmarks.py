@@ -31,6 +31,19 @@ See = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
 in px of the crop at pixel centres."""
 
 
+def refine(see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: torch.device) -> tuple[Faces, ...]:
+    """``faces`` of ``images`` ([3,H,W] each) with landmarks as ``settle`` gives them; boxes and scores stay."""
+    flat = [(number, face) for number, found in enumerate(faces) for face in found]
+    if not flat:
+        return tuple(() for _ in faces)
+    index = torch.tensor([number for number, _ in flat])
+    points, _ = settle(see, images, torch.stack([face.landmarks for _, face in flat]), index, device)
+    out: list[list[Face]] = [[] for _ in faces]
+    for (number, face), seen in zip(flat, points, strict=True):
+        out[number].append(replace(face, landmarks=seen.clone()))
+    return tuple(tuple(found) for found in out)
+
+
 def settle(
     see: See, images: Sequence[Tensor], points: Tensor, index: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -53,19 +66,6 @@ def settle(
             still += [n for n, again in zip(part, moved.tolist(), strict=True) if again]
         moving = still
     return points, sure
-
-
-def refine(see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: torch.device) -> tuple[Faces, ...]:
-    """``faces`` of ``images`` with settled landmarks; boxes and scores stay, and a face that its crop does not show."""
-    flat = [(number, face) for number, found in enumerate(faces) for face in found]
-    if not flat:
-        return tuple(() for _ in faces)
-    index = torch.tensor([number for number, _ in flat])
-    points, _ = settle(see, images, torch.stack([face.landmarks for _, face in flat]), index, device)
-    out: list[list[Face]] = [[] for _ in faces]
-    for (number, face), five in zip(flat, points, strict=True):
-        out[number].append(replace(face, landmarks=five.clone()))
-    return tuple(tuple(found) for found in out)
 
 
 def face_size(points: Tensor) -> Tensor:

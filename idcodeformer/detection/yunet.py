@@ -18,7 +18,7 @@ _LONGEST = 640  # px of the first look; YuNet finds faces of about 10 to 300 px
 _NMS = 0.3
 _CANDIDATES = 5000
 _SURE = 0.5  # probability from which a finding in a crop counts
-_TRUST = Trust(clear=0.65, face=0.25)  # by the same threshold: the crop or its mirror image has to show the face
+_TRUST = Trust(clear=0.75, face=0.25)  # the crop or its mirror image has to show the face
 
 
 class YuNetDetector:
@@ -45,7 +45,10 @@ class YuNetDetector:
         self.longest, self.steady, self.device = longest, steady, torch.device("cpu")
 
     def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
-        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first."""
+        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first.
+
+        With ``options.doubtful`` also what is taken for no face (``verify``).
+        """
         batch = check_images(images)
         options = options or DetectOptions()
         faces = tuple(self._detect(image, options.confidence) for image in batch)

@@ -42,6 +42,18 @@ def test_given_faces_are_used_and_detection_is_not_repeated(run, pack, model, gr
     assert 180 < int(columns.min()) and int(columns.max()) < 520  # the second of four people
 
 
+def test_a_face_that_was_not_chosen_stays_as_it_is(restore, found, portrait):
+    chosen = found(portrait)
+    face = chosen.faces[0][0]
+    aside = replace(face, landmarks=face.landmarks + torch.tensor([1.1 * face.eye_distance, 0.0]))
+    free = restore(portrait)[3]
+    image, _, _, mask, _ = restore(portrait, faces=replace(chosen, dropped=(((aside, "not the largest face"),),)))
+    x, y = (int(v) for v in aside.landmarks[2])
+    assert free[0, y, x] > 0.2 and mask[0, y, x] == 0 and torch.equal(image[:, y, x:], portrait[:, y, x:])
+    x, y = (int(v) for v in face.landmarks[0])
+    assert mask[0, y, x] > 0.9
+
+
 def test_frames_of_a_batch_go_through_in_one_call(run, model, portrait, grey):
     frames = torch.cat([portrait, torch.zeros_like(portrait), portrait.flip(2)])
     image, restored, original, mask, report = run("RestoreFaces", model=model, image=frames)
@@ -306,3 +318,26 @@ def test_a_gfpgan_restores_with_the_same_nodes(run, pack, portrait, found, tmp_p
         assert torch.equal(kept[0], portrait) and "0 of 1 faces restored" in kept[4]
     finally:
         file.unlink()
+
+
+def test_a_black_mask_is_nothing_to_do(run, pack, model, portrait, monkeypatch):
+    monkeypatch.setattr(type(model), "detector", lambda self: pytest.fail("looked for faces"))
+    found = pack.sub("faces").FoundFaces(((),), ((),), (384, 384))
+    image, restored, _, mask, report = run(
+        "RestoreFaces", model=model, image=portrait, mask=torch.zeros(384, 384), faces=found
+    )
+    assert torch.equal(image, portrait) and not mask.any() and not restored.any()
+    assert "0 of 0 faces restored" in report and "nothing to do in 1 of 1 frames: the mask is black" in report
+
+
+def test_what_cannot_show_is_not_called_restored(restore, portrait):
+    corner = torch.zeros(384, 384)
+    corner[:4, :4] = 1
+    assert "0 of 1 faces restored" in restore(portrait, mask=corner)[4]
+    assert "outside the mask" in restore(portrait, mask=corner)[4]
+    assert "visibility is 0" in restore(portrait, visibility=0.0)[4]
+
+
+def test_face_upsample_without_an_upscaler_says_so(restore, portrait):
+    assert "face_upsample does nothing: no upscale_model" in restore(portrait, face_upsample=True)[4]
+    assert "face_upsample" not in restore(portrait)[4]
