@@ -276,3 +276,29 @@ def test_without_pyav_the_remedy_is_named_and_pictures_are_found(tmp_path: Path,
     with pytest.raises(MissingPackage, match="pip install av"):
         Clip(tmp_path / "clip.mp4")
 
+
+
+@pytest.mark.parametrize(
+    "detail, mode, kept, own",
+    [(0.05, "auto", False, False), (0.001, "auto", True, False), (0.05, "keep", True, True),
+     (0.05, "restore", True, False)],
+)  # fmt: skip
+def test_a_face_larger_than_the_network_is_one_in_all_its_frames(
+    pipeline, monkeypatch, detail, mode, kept, own
+) -> None:
+    from idcodeformer.restoration import large
+    from idcodeformer.video.sequence import MemoryClip
+    from idcodeformer.video.tracks import BOX, DETAIL, FRAME, POINTS, SCORE, WIDTH
+
+    monkeypatch.setattr(large, "largest_face", lambda side: 1.5)
+    analysis = Analysis(frames=6, pts=list(range(6)), complete=True)
+    for frame in range(6):
+        analysis.shots.add(np.zeros((800, 800, 3), np.uint8))
+        row = np.zeros(WIDTH)
+        row[FRAME], row[SCORE], row[BOX] = frame, 0.9, (100, 100, 500, 500)
+        row[POINTS], row[DETAIL] = ffhq_template(512).ravel() + frame, detail if frame != 3 else 0.0
+        analysis.rows.append(row)
+    source = MemoryClip(lambda number: np.zeros((800, 800, 3), np.uint8), 6, (800, 800), Fraction(25))
+    (track,) = VideoPipeline(pipeline).plan(analysis, source, restoring=RestoreOptions(large_faces=mode))
+    assert (bool(track.kept), track.own_detail) == (kept, own)
+    assert kept or "larger (512 px) than the 64 px" in track.reason

@@ -95,9 +95,11 @@ def describe(outcome: ClipOutcome) -> str:
     kept = [track for track in outcome.tracks if track["kept"]]
     people = len({track["person"] for track in kept})
     told = [f"{outcome.frames} frames"]
-    told.append(f"{_many(people, 'face')} restored in {_many(len(kept), 'track')}" if kept else "no face found")
-    if len(outcome.tracks) > len(kept):
-        told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped")
+    told.append(f"{_many(people, 'face')} restored in {_many(len(kept), 'track')}" if kept else
+                "no face restored" if outcome.tracks else "no face found")
+    left = sorted({track["reason"] for track in outcome.tracks if not track["kept"]})
+    if left:
+        told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped ({'; '.join(left)})")
     scores = [face["id_sim_input"] for face in outcome.faces if face["id_sim_input"] is not None]
     if scores:
         told.append(f"ID-Sim to the input {sum(scores) / len(scores):.2f}")

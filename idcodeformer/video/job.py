@@ -125,8 +125,9 @@ class VideoJob:
         encoding = Encoding(codec, self.clips.crf, codecs.pixel_format(codec, info, size), size)
         with _workplace(file, self._key(path, encoding)) as folder:
             analysis = self._analysed(source, folder, progress)
-            references = None if self.references is None else self.references
-            tracks = self.pipeline.plan(analysis, source, settings.detect_options, references, self.clips.steadiness)
+            tracks = self.pipeline.plan(
+                analysis, source, settings.detect_options, self.references, self.clips.steadiness, settings.options
+            )
             if any(track.kept for track in tracks) or self._changes():
                 self._segments(source, analysis, tracks, folder, encoding, progress)
                 outcome.notes += self._joined(file, target, folder, source, muxer)
@@ -225,7 +226,7 @@ class VideoJob:
              "filled": int((t.scores == 0).sum()), "kept": bool(t.kept), "reason": t.reason}
             for t in tracks
         ]  # fmt: skip
-        outcome.status = "restored" if any(t.kept for t in tracks) else "no face"
+        outcome.status = "restored" if any(t.kept for t in tracks) else "left as it was" if tracks else "no face"
         if analysis.broken:
             outcome.error = f"{source.info.path} {analysis.broken}; the {analysis.frames} frames before are in {file}."
 
