@@ -34,7 +34,7 @@ from .pipeline import RestoredFrame, VideoPipeline
 from .queues import Behind
 from .reading import Clip, Frame
 from .sequence import FrameFolder
-from .tracks import Track
+from .tracks import WIDTH, Track
 from .writing import COPIED, Encoding, SegmentWriter, finished, join
 
 if TYPE_CHECKING:
@@ -236,10 +236,13 @@ class VideoJob:
 
     def _key(self, path: Path, encoding: Encoding) -> str:
         """Differs where the result would."""
+        from .. import __version__
+
         settings = replace(self.settings, overwrite=False, skip_existing=False).to_dict()
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        asked = [str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model, pyav().__version__]
+        versions = (__version__, WIDTH, pyav().__version__)  # the second stands for the form of the first pass
+        asked = [versions, str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model]
         return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:12]
 
 
