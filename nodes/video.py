@@ -203,7 +203,7 @@ def restore_frames(
         analysis = video.analyse(clip, detect_options, lambda done: progress(done, len(frames), "detecting"))
     else:
         analysis = of_given(clip, found, tools[1])
-    tracks = video.plan(analysis, clip, detect_options if found is None else _ALL)
+    tracks = video.plan(analysis, clip, detect_options if found is None else _ALL, restoring=options)
     size = output_size(*frames.size, options.upscale)
     image = convert.Output(frames, size)
     done = stream.Restored(image.image, convert.empty_mask(len(frames), size))

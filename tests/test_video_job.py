@@ -251,14 +251,54 @@ def test_the_command_line_takes_clips_and_pictures_together(tmp_path: Path, monk
     assert len(files[0]["faces"]) == 8 and files[0]["tracks"][0]["last"] == 7
     assert "8 frames; 1 face restored in 1 track" in capsys.readouterr().out
     assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--range", "9"]) == 2
-    assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--aligned"]) == 2
-    assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--target-identity", "0.4"]) == 2
+    capsys.readouterr()
+    line = ["restore", str(tmp_path / "clip.mp4"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "o3"),
+            "--min-eye-distance", "3", "--target-identity", "0.4"]  # fmt: skip
+    assert main(line) == 1  # the picture is restored all the same
+    assert "--target-identity is for pictures" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "o3/final_results").iterdir()] == ["photo.png"]
 
 
-def test_without_pyav_the_remedy_is_named(tmp_path: Path, monkeypatch) -> None:
+def test_without_pyav_the_remedy_is_named_and_pictures_are_found(tmp_path: Path, monkeypatch) -> None:
+    import importlib.util
+
     from idcodeformer.errors import MissingPackage
+    from idcodeformer.files.finding import look_through
 
+    for name in ("clip.mp4", "photo.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(look_through([tmp_path], clips=True).pictures) == 2
+    assert [file.name for file, _ in look_through([tmp_path]).pictures] == ["photo.png"]
     monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = look_through([tmp_path], clips=True)
+    assert [file.name for file, _ in found.pictures] == ["photo.png"] and "pip install av" in found.unread[0][1]
     with pytest.raises(MissingPackage, match="pip install av"):
         Clip(tmp_path / "clip.mp4")
 
+
+
+@pytest.mark.parametrize(
+    "detail, mode, kept, own",
+    [(0.05, "auto", False, False), (0.001, "auto", True, False), (0.05, "keep", True, True),
+     (0.05, "restore", True, False)],
+)  # fmt: skip
+def test_a_face_larger_than_the_network_is_one_in_all_its_frames(
+    pipeline, monkeypatch, detail, mode, kept, own
+) -> None:
+    from idcodeformer.restoration import large
+    from idcodeformer.video.sequence import MemoryClip
+    from idcodeformer.video.tracks import BOX, DETAIL, FRAME, POINTS, SCORE, WIDTH
+
+    monkeypatch.setattr(large, "largest_face", lambda side: 1.5)
+    analysis = Analysis(frames=6, pts=list(range(6)), complete=True)
+    for frame in range(6):
+        analysis.shots.add(np.zeros((800, 800, 3), np.uint8))
+        row = np.zeros(WIDTH)
+        row[FRAME], row[SCORE], row[BOX] = frame, 0.9, (100, 100, 500, 500)
+        row[POINTS], row[DETAIL] = ffhq_template(512).ravel() + frame, detail if frame != 3 else 0.0
+        analysis.rows.append(row)
+    source = MemoryClip(lambda number: np.zeros((800, 800, 3), np.uint8), 6, (800, 800), Fraction(25))
+    (track,) = VideoPipeline(pipeline).plan(analysis, source, restoring=RestoreOptions(large_faces=mode))
+    assert (bool(track.kept), track.own_detail) == (kept, own)
+    assert kept or "larger (512 px) than the 64 px" in track.reason

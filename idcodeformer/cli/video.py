@@ -57,19 +57,18 @@ def sequences(args: argparse.Namespace, named: list[str]) -> list[tuple[Path, Pa
 
 
 def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
-    """For the clips of a run, with the networks of its pictures. Raises BadOption, MissingPackage."""
-    from ..video.job import VideoJob
-    from ..video.library import pyav
+    """For the clips of a run, with the networks of its pictures. What does not go with clips fails clip by clip."""
+    from dataclasses import replace
 
-    pyav()
-    if args.aligned:
-        raise BadOption("--aligned is for crops of one face; leave it out for clips.")
-    for name, value in (("--guide", args.guide), ("--target-identity", args.target_identity)):
-        if value:
-            raise BadOption(f"{name} is for pictures, frame by frame it would flicker; leave it out for clips.")
+    from ..video.job import VideoJob
+
     assert job.pipeline is not None
+    settings = settings_of(args)
+    unfit = {"--aligned": args.aligned, "--guide": args.guide, "--target-identity": args.target_identity}
+    for name in (name for name, given in unfit.items() if given):
+        settings = replace(settings, refused=f"{name} is for pictures; leave it out for clips.")
     references = job.references[0] if isinstance(job.references, list) else job.references
-    return VideoJob(job.pipeline, job.settings, settings_of(args), references, job.upscaler, job.model, job.failed)
+    return VideoJob(job.pipeline, job.settings, settings, references, job.upscaler, job.model, job.failed)
 
 
 def progress_of(bar: Any, number: int) -> Callable[[int, int, str], None]:
@@ -96,9 +95,11 @@ def describe(outcome: ClipOutcome) -> str:
     kept = [track for track in outcome.tracks if track["kept"]]
     people = len({track["person"] for track in kept})
     told = [f"{outcome.frames} frames"]
-    told.append(f"{_many(people, 'face')} restored in {_many(len(kept), 'track')}" if kept else "no face found")
-    if len(outcome.tracks) > len(kept):
-        told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped")
+    told.append(f"{_many(people, 'face')} restored in {_many(len(kept), 'track')}" if kept else
+                "no face restored" if outcome.tracks else "no face found")
+    left = sorted({track["reason"] for track in outcome.tracks if not track["kept"]})
+    if left:
+        told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped ({'; '.join(left)})")
     scores = [face["id_sim_input"] for face in outcome.faces if face["id_sim_input"] is not None]
     if scores:
         told.append(f"ID-Sim to the input {sum(scores) / len(scores):.2f}")

@@ -62,7 +62,7 @@ def look_through(paths: Iterable[str | Path], recursive: bool = False, clips: bo
             continue
         here = Found([], [])
         for file in _files(path, recursive, here.unread):
-            why = None if clips and file.suffix.lower() in CLIPS and file.is_file() else _why_unread(file)
+            why = _why_no_clip(file) if clips and file.suffix.lower() in CLIPS else _why_unread(file)
             if why is None:
                 here.pictures.append((file, file.relative_to(path)))
             elif why:
@@ -102,6 +102,14 @@ def _why_unread(file: Path) -> str | None:
     if ending in _UNREAD:
         return f"{ending} is not read; save it as PNG, TIFF or JPEG first"
     return "has a picture inside, but no ending of one; rename it, or name it itself" if _is_picture(file) else ""
+
+
+def _why_no_clip(file: Path) -> str | None:
+    from importlib.util import find_spec
+
+    if not file.is_file():
+        return "is a broken link or no regular file"
+    return None if find_spec("av") else "clips need PyAV; run: pip install av"
 
 
 def _missing_decoder(ending: str) -> str | None:

@@ -67,6 +67,14 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
     return out
 
 
+def judge_track(detail: float, scale: float, side: int, options: RestoreOptions) -> LargeFace | None:
+    """As ``judge_large``, for a face whose ``fine_detail`` and scale (picture px per crop px) are known."""
+    mode = options.large_faces
+    if mode == "restore" or scale <= largest_face(side) or (mode == "auto" and detail <= SHARP):
+        return None
+    return LargeFace(mode == "keep", _reason(round(scale * side), side, mode))
+
+
 def _reason(face: int, side: int, mode: str) -> str:
     if mode == "keep":
         return f"larger ({face} px) than the {side} px of this network: restored under its own detail"

@@ -13,16 +13,17 @@ from torch.nn import functional as F
 
 from ..geometry.alignment import align
 from ..identity.recogniser import IdentityRecogniser
+from ..restoration.large import fine_detail
 from ..restoration.tone import is_monochrome
 from ..types import DetectOptions, Detector, Face, Faces
 from .reading import ClipInfo, Frame
 from .shots import Shots
-from .tracks import BOX, FRAME, GRAY, POINTS, SCORE, SHARP, WIDTH, _iou
+from .tracks import BOX, DETAIL, FRAME, GRAY, POINTS, SCORE, SHARP, WIDTH, _iou
 
 _SEARCHES = 8  # a second; between them faces are looked at in their crops only
 _EAGER = 0.6  # of the confidence: what a track may go on with; it needs the confidence itself in its better frames
 _LEAST = 0.3  # probability below which nothing is taken for a face
-_CROP = 96  # px of the crop that sharpness and gray are measured in
+_CROP = 128  # px of the crop that sharpness, gray and detail are measured in
 
 
 class Source(Protocol):
@@ -144,7 +145,7 @@ class Analyst:
         if not faces:
             return
         crops = align([image], [faces], _CROP).pixels.clamp(0, 1)
-        gray = is_monochrome(crops).tolist()
+        gray, fine = is_monochrome(crops).tolist(), fine_detail(crops).tolist()
         luma = crops.mean(1, keepdim=True)
         detail = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
         recogniser = self.recogniser
@@ -152,8 +153,8 @@ class Analyst:
         for number, face in enumerate(faces):
             if vectors is not None:
                 analysis.vectors[len(analysis.rows)] = vectors[number]
-            sharp = float(detail[number].sqrt()) * min(1.0, face.eye_distance / _CROP * 3) * face.score
-            analysis.rows.append(_row(frame.index, face, sharp, float(gray[number])))
+            sharp = float(detail[number].sqrt()) * min(1.0, face.eye_distance / 32) * face.score
+            analysis.rows.append(_row(frame.index, face, sharp, float(gray[number]), fine[number]))
 
 
 def of_given(source: Source, faces: Sequence[Faces], recogniser: IdentityRecogniser | None) -> Analysis:
@@ -169,9 +170,9 @@ def of_given(source: Source, faces: Sequence[Faces], recogniser: IdentityRecogni
     return analysis
 
 
-def _row(frame: int, face: Face, sharp: float = 0.0, gray: float = -1.0) -> np.ndarray:
+def _row(frame: int, face: Face, sharp: float = 0.0, gray: float = -1.0, detail: float = 0.0) -> np.ndarray:
     row = np.zeros(WIDTH)
-    row[FRAME], row[SCORE], row[SHARP], row[GRAY] = frame, face.score, sharp, gray
+    row[FRAME], row[SCORE], row[SHARP], row[GRAY], row[DETAIL] = frame, face.score, sharp, gray, detail
     row[BOX], row[POINTS] = face.box.numpy(), face.landmarks.numpy().ravel()
     return row
 

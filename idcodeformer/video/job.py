@@ -22,7 +22,7 @@ import numpy as np
 from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
-from ..errors import BadClip, BadImage, IDCodeFormerError
+from ..errors import BadClip, BadImage, BadOption, IDCodeFormerError
 from ..files.reading import Picture
 from ..files.writing import make_folder, write, write_bytes
 from ..runtime.memory import is_out_of_memory
@@ -34,7 +34,7 @@ from .pipeline import RestoredFrame, VideoPipeline
 from .queues import Behind
 from .reading import Clip, Frame
 from .sequence import FrameFolder
-from .tracks import Track
+from .tracks import WIDTH, Track
 from .writing import COPIED, Encoding, SegmentWriter, finished, join
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class ClipSettings:
     span: tuple[float, float] | None = None  # seconds
     steadiness: float = 1.0  # 0..1
     sequence: Fraction | None = None  # frames a second of folders that are the frames of a clip
+    refused: str = ""  # why no clip can be restored with what was asked; "": it can
 
 
 @dataclass
@@ -105,6 +106,8 @@ class VideoJob:
         return outcome
 
     def _work(self, path: Path, target: Path, outcome: ClipOutcome, progress: Progress) -> None:
+        if self.clips.refused:
+            raise BadOption(self.clips.refused)
         source: Source = FrameFolder(path, self.clips.sequence or Fraction(25)) if path.is_dir() else Clip(path)
         info, settings = source.info, self.settings
         outcome.size, outcome.notes = info.size[::-1], list(info.notes)
@@ -122,8 +125,9 @@ class VideoJob:
         encoding = Encoding(codec, self.clips.crf, codecs.pixel_format(codec, info, size), size)
         with _workplace(file, self._key(path, encoding)) as folder:
             analysis = self._analysed(source, folder, progress)
-            references = None if self.references is None else self.references
-            tracks = self.pipeline.plan(analysis, source, settings.detect_options, references, self.clips.steadiness)
+            tracks = self.pipeline.plan(
+                analysis, source, settings.detect_options, self.references, self.clips.steadiness, settings.options
+            )
             if any(track.kept for track in tracks) or self._changes():
                 self._segments(source, analysis, tracks, folder, encoding, progress)
                 outcome.notes += self._joined(file, target, folder, source, muxer)
@@ -222,7 +226,7 @@ class VideoJob:
              "filled": int((t.scores == 0).sum()), "kept": bool(t.kept), "reason": t.reason}
             for t in tracks
         ]  # fmt: skip
-        outcome.status = "restored" if any(t.kept for t in tracks) else "no face"
+        outcome.status = "restored" if any(t.kept for t in tracks) else "left as it was" if tracks else "no face"
         if analysis.broken:
             outcome.error = f"{source.info.path} {analysis.broken}; the {analysis.frames} frames before are in {file}."
 
@@ -232,10 +236,13 @@ class VideoJob:
 
     def _key(self, path: Path, encoding: Encoding) -> str:
         """Differs where the result would."""
+        from .. import __version__
+
         settings = replace(self.settings, overwrite=False, skip_existing=False).to_dict()
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        asked = [str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model, pyav().__version__]
+        versions = (__version__, WIDTH, pyav().__version__)  # the second stands for the form of the first pass
+        asked = [versions, str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model]
         return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:12]
 
 

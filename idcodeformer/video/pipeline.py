@@ -14,11 +14,12 @@ from ..compositing.plan import output_size
 from ..errors import BadImage
 from ..geometry.alignment import align
 from ..identity.recogniser import cosine, mean_identity
-from ..types import Crops, DetectOptions, Embeddings, RestoreOptions, Upscaler
+from ..restoration.large import judge_track, scales_of
+from ..types import Crops, DetectOptions, Embeddings, Face, RestoreOptions, Upscaler
 from .analysis import Analysis, Analyst, Source
 from .queues import ahead
 from .reading import Frame, to_pixels
-from .smoothing import landmarks_of, smooth_track
+from .smoothing import UNIT, landmarks_of, smooth_track
 from .steady import SteadyFace
 from .tracks import Track, as_face, choose, follow, name_people, sharpest
 
@@ -97,8 +98,12 @@ class VideoPipeline:
         options: DetectOptions | None = None,
         references: Embeddings | None = None,
         steadiness: float = 1.0,
+        restoring: RestoreOptions | None = None,
     ) -> list[Track]:
-        """The tracks of a clip with their people, which are kept, and the alignment of each frame."""
+        """The tracks of a clip with their people, which are kept, and the alignment of each frame.
+
+        Of ``restoring``, ``large_faces`` matters here: what becomes of faces larger than the network.
+        """
         rate, options = float(source.info.rate), options or DetectOptions()
         tracks = follow(analysis.table(), analysis.vectors, analysis.shots.cuts(), rate)
         recogniser = self.pipeline.recogniser
@@ -114,7 +119,17 @@ class VideoPipeline:
         choose(tracks, options, source.info.size, likeness)
         for track in tracks:
             track.matrices = smooth_track(track, rate) if steadiness > 0 else _unsmoothed(track)
+            if track.kept:
+                self._judge(track, restoring or RestoreOptions())
         return tracks
+
+    def _judge(self, track: Track, options: RestoreOptions) -> None:
+        """A track that is larger than the network is treated as one, from its first frame to its last."""
+        side = self.pipeline.restorer.size
+        scale = float(np.median(scales_of(torch.from_numpy(track.matrices)))) * UNIT / side
+        large = judge_track(track.detail, scale, side, options)
+        if large is not None:
+            track.kept, track.own_detail, track.reason = large.kept, large.kept, large.reason
 
     def restore(
         self,
@@ -163,7 +178,6 @@ def _around(image: Tensor, box: np.ndarray) -> Tensor:
 
 def _unsmoothed(track: Track) -> np.ndarray:
     from ..geometry.templates import fit_lmeds
-    from .smoothing import UNIT
 
     return fit_lmeds(torch.from_numpy(track.points).float(), UNIT).double().numpy()
 
@@ -189,7 +203,7 @@ class _Run:
         waiting = _Waiting(frame, {})
         self.waiting.append(waiting)
         if here:
-            faces = tuple(as_face(t, frame.index, landmarks_of(t.matrices[frame.index - t.start])) for t in here)
+            faces = tuple(_shown_in(t, frame.index) for t in here)
             device = self.pipeline.restorer.device
             crops = align([frame.tensor().to(device)], [faces], self.pipeline.restorer.size, self.options.border)
             for n, track in enumerate(here):
@@ -243,8 +257,11 @@ class _Run:
         crops = Crops(before, torch.stack([done.expected[n] for n in numbers]),
                       torch.zeros(len(numbers), dtype=torch.int64), (tuple(frame.pixels.shape[:2]),))  # fmt: skip
         mask = None if self.masks is None else [self.masks(frame.index)]
+        everyone = [t for t in (*self.tracks.values(), *self.skipped) if t.start <= frame.index < t.stop]
+        own = [self.tracks[n].own_detail for n in numbers]
         pasted, share = paste([image], crops, torch.lerp(before, after, weight), options, self.pipeline.parser, mask,
-                              self.upscaler, None, after.device)  # fmt: skip
+                              self.upscaler, None, after.device, [tuple(_shown_in(t, frame.index) for t in everyone)],
+                              own)  # fmt: skip
         lines.sort(key=lambda line: line["track"])
         return RestoredFrame(frame, to_pixels(pasted[0], deep), share[0], lines, done.crops)
 
@@ -265,6 +282,11 @@ class _Run:
         share = min(max(wanted, share - step), share + step)
         self.blend[track.number] = share
         return share, known
+
+
+def _shown_in(track: Track, frame: int) -> Face:
+    """A face of a frame as masks see it: along the smoothed alignment, so that they are as steady."""
+    return as_face(track, frame, landmarks_of(track.matrices[frame - track.start]))
 
 
 def _line(track: Track, frame: int, status: str, reason: str = "", likeness: float | None = None) -> dict[str, Any]:

@@ -19,8 +19,9 @@ _SAME_PERSON = 0.25  # cosine of tracks, for recognisers that identity.people do
 _GAP = 0.3  # seconds that a face may be unseen within a track
 _FEWEST = 3  # frames in which a face must be seen, where its shot is that long
 
-# Columns of an observation: frame, box, score, landmarks, sharpness, gray (0, 1, or -1 where not looked at).
-FRAME, BOX, SCORE, POINTS, SHARP, GRAY, WIDTH = 0, slice(1, 5), 5, slice(6, 16), 16, 17, 18
+# Columns of an observation: frame, box, score, landmarks, sharpness, gray (0, 1, or -1 where not looked at) and fine
+# detail as restoration.large measures it.
+FRAME, BOX, SCORE, POINTS, SHARP, GRAY, DETAIL, WIDTH = 0, slice(1, 5), 5, slice(6, 16), 16, 17, 18, 19
 
 
 @dataclass(eq=False)
@@ -35,6 +36,8 @@ class Track:
     sharp: np.ndarray  # [n]
     gray: bool  # monochrome in most of its frames
     vector: np.ndarray | None  # [D] identity, mean over its frames
+    detail: float = 0.0  # median of its fine detail
+    own_detail: bool = False  # whether its own detail stays above what is restored
     person: int = 0
     kept: bool = True
     reason: str = ""  # why it is not kept
@@ -142,10 +145,11 @@ def _filled(number: int, seen: np.ndarray, mean: np.ndarray | None) -> Track:
     scores, sharp = np.zeros(len(every)), np.zeros(len(every))
     rows = (at - at[0]).astype(int)
     scores[rows], sharp[rows] = seen[:, SCORE], seen[:, SHARP]
-    looked = seen[seen[:, GRAY] >= 0, GRAY]
+    looked = seen[seen[:, GRAY] >= 0]
     vector = None if mean is None else mean / max(1e-9, np.linalg.norm(mean))
     return Track(number, int(at[0]), columns["box"], columns["points"].reshape(-1, 5, 2), scores, sharp,
-                 bool(len(looked) and looked.mean() > 0.5), vector)  # fmt: skip
+                 bool(len(looked) and looked[:, GRAY].mean() > 0.5), vector,
+                 float(np.median(looked[:, DETAIL])) if len(looked) else 0.0)  # fmt: skip
 
 
 def name_people(tracks: Sequence[Track], recogniser: str) -> None:
