@@ -20,6 +20,8 @@ from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.restoration.tone import match_gray
 from idcodeformer.types import Crops, RestoreOptions
 
+# Until then a fake tensor "on cuda" asks for a driver.
+pytestmark = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 5), reason="torch before 2.5")
 TINY = CodeFormerConfig(
     img_size=32, nf=16, ch_mult=(1, 2, 2), attn_resolutions=(8,), codebook_size=32, emb_dim=16,
     dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),

@@ -1,6 +1,7 @@
 """Labels at any size, and the soft mask the reference makes of them."""
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -16,6 +17,7 @@ from idcodeformer.compositing.parsing import (
     REFERENCE_CLASSES,
     REFERENCE_CLASSES_WITHOUT_HAIR,
     FaceParser,
+    blur,
     load_parser,
     soft_mask,
 )
@@ -143,3 +145,13 @@ def test_parsenet_matches_the_goldens() -> None:
         top = np.sort(logits, axis=0)[-2:]
         clear = (top[1] - top[0])[::4, ::4] > 1e-3
         assert (logits.argmax(0)[::4, ::4] == goldens[f"parsenet/s{seed}/argmax"])[clear].all()
+
+
+def test_a_blur_reaches_as_far_as_it_says() -> None:
+    spot = torch.zeros(1, 1, 5, 5)
+    spot[..., 2, 2] = 1
+    near = blur(spot, 1.0, 0.2)[0, 0]  # one px to each side
+    side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    assert float(near[2, 1]) == pytest.approx(side * (1 - 2 * side)) and not near[2, 0] and not near[0, 2]
+    assert float(blur(torch.tensor([[[[1.0, 0], [0, 0]]]]), 1.0, 5.0)[0, 0, 0, 1]) > 0.1  # as far as two px allow
+    assert float(near.sum()) == pytest.approx(1)

@@ -62,10 +62,10 @@ class Slip:
     kind: str
 
 
-def slips_of(file: str) -> list[Slip]:
+def slips_of(file: str, folder: Path = ROOT) -> list[Slip]:
     """Every slip that could be made in the functions of a file."""
     found = []
-    for place, node in enumerate(_inside_functions(ast.parse((ROOT / file).read_text(encoding="utf-8")))):
+    for place, node in enumerate(_inside_functions(ast.parse((folder / file).read_text(encoding="utf-8")))):
         if isinstance(node, ast.Compare) and type(node.ops[0]) in FLIPPED:
             found.append(Slip(file, place, "comparison"))
         elif isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
@@ -94,10 +94,9 @@ def _nested(node: ast.AST) -> bool:
     return isinstance(node, (ast.FunctionDef, ast.arguments, ast.Raise))
 
 
-def made(slip: Slip) -> tuple[str, str]:
+def made(slip: Slip, folder: Path = ROOT) -> tuple[str, str]:
     """The file's source with the slip, and a line that tells it."""
-    source = (ROOT / slip.file).read_text(encoding="utf-8")
-    tree = ast.parse(source)
+    tree = ast.parse((folder / slip.file).read_text(encoding="utf-8"))
     node = _inside_functions(tree)[slip.place]
     before = ast.unparse(node)
     if isinstance(node, ast.Compare):
@@ -155,11 +154,11 @@ def verdict(folder: Path, tests: list[str], timeout: float) -> str:
     return "timeout"  # an endless loop is noticed too
 
 
-def chosen(seed: int, count: int, only: str) -> list[Slip]:
+def chosen(seed: int, count: int, only: str, folder: Path = ROOT) -> list[Slip]:
     """As many slips from each file, drawn with ``seed``."""
     files = [file for file in TARGETS if only in file]
     draws = random.Random(seed)
-    pools = {file: draws.sample(pool := slips_of(file), len(pool)) for file in files}
+    pools = {file: draws.sample(pool := slips_of(file, folder), len(pool)) for file in files}
     picked: list[Slip] = []
     while len(picked) < count and any(pools.values()):
         for file in files:
@@ -184,8 +183,8 @@ def main() -> int:
 
     torch.set_num_threads(1)
     folder, counts = copied(), {"killed": 0, "survived": 0, "timeout": 0}
-    for slip in chosen(args.seed, args.count, args.only):
-        source, told = made(slip)
+    for slip in chosen(args.seed, args.count, args.only, folder):
+        source, told = made(slip, folder)
         kept = (folder / slip.file).read_text(encoding="utf-8")
         (folder / slip.file).write_text(source, encoding="utf-8")
         found = verdict(folder, TARGETS[slip.file], args.timeout)

@@ -34,8 +34,9 @@ def check_images(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_values(batch: list[Tensor]) -> None:
-    # aminmax passes NaN on, so two numbers an image tell all.
-    extremes = torch.stack([torch.stack(image.aminmax()).float().to(batch[0].device) for image in batch]).tolist()
+    # aminmax passes NaN on, so two numbers an image tell all. Older torches have none for half precision on the CPU.
+    whole = [image.float() if image.dtype == torch.float16 and image.device.type == "cpu" else image for image in batch]
+    extremes = torch.stack([torch.stack(image.aminmax()).float().to(batch[0].device) for image in whole]).tolist()
     for number, (low, high) in enumerate(extremes):
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise BadImage(f"Image {number} holds NaN or infinite pixels; repair the step that made it.")
