@@ -94,7 +94,7 @@ def test_grain_behind_a_clean_face_is_not_put_on_it(clean: Tensor) -> None:
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     behind = ((x - 200).square() + (y - 215).square() > 95**2).float()
     image = clean + grain("white", 12) * behind
-    assert torch.equal(restored(image, grain="on")[CRUSH], restored(image, grain="off")[CRUSH])
+    assert rms(fine(restored(image, grain="on") - restored(image, grain="off"))) < 0.15 * 12
 
 
 def test_auto_asks_for_monochrome_and_off_for_nothing(clean: Tensor) -> None:

@@ -20,7 +20,7 @@ _MOST_BLOCKS = 40  # along a side
 _TILE = 512  # px; the noise repeats after that, which nobody sees in noise
 _LEAST, _SURE = 0.6 / 255, 1.2 / 255  # rms between which grain begins to count; 8-bit steps alone have 0.3 / 255
 # Grain lies everywhere alike, detail does not: between these ratios of a block in twenty to one in five it is believed.
-_UNEVEN, _EVEN = 0.45, 0.65
+_UNEVEN, _EVEN = 0.35, 0.55
 _MOST_RAISE = 1.6  # by which the smoothest blocks may stand for all
 _TOLERANCE = 1.3  # of grain inside the face against around it, that still counts as equal
 _DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
@@ -29,10 +29,10 @@ _DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
 def add_grain(
     canvas: Tensor, before: Tensor, share: Tensor, box: Box, seed: int, amount: Tensor | None = None
 ) -> None:
-    """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain that ``before`` [3,H,W] has around it.
+    """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` [3,H,W] around it.
 
-    ``before`` is the picture without the face, ``share`` [1,H,W] what was replaced of each pixel. ``amount`` is a scalar
-    in [0,1]. Where face and surroundings differ in grain the lesser counts, and where there is none, none is added.
+    ``before`` is the picture without the face, ``share`` [1,H,W] what was replaced of each pixel, ``amount`` a scalar
+    in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none, none is added.
     """
     x0, y0, x1, y1 = box
     around = _grown(box, canvas.shape[1:])
@@ -43,9 +43,9 @@ def add_grain(
     covered = there.mean_of(share[window][0])
     outside, inside = covered < 0.05, covered > 0.9
     wanted = there.grain(outside)
-    own = there.grain(inside)
-    limit = (_TOLERANCE * own.sum() / wanted.sum().clamp(min=1e-12)).clamp(max=1)
-    lacking = (wanted * limit - here.grain(inside, even=False)).clamp(min=0)
+    own = there.smoothest(inside)[0].sum()
+    limit = _believed(own) * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
+    lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
     noise = _noise(lacking, seed, (y1 - y0, x1 - x0))
     part = (slice(None), slice(y0, y1), slice(x0, x1))
     mixed = share[part]
@@ -83,11 +83,8 @@ class _Blocks:
         """Mean of another plane [H,W] over each block."""
         return self._cut(plane).mean((1, 2))
 
-    def grain(self, chosen: Tensor, even: bool = True) -> Tensor:
-        """[16,16] spectrum of the smoothest of the ``chosen`` blocks, 0 where none shows grain.
-
-        ``even``: only what lies alike in all of them counts.
-        """
+    def smoothest(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """[16,16] mean spectrum of the smoothest of the ``chosen`` blocks, and how even they are in [0,1]."""
         valid = chosen & (self.level > _DARK) & (self.level < _LIGHT)
         power = self.spectra.sum((1, 2))
         ordered = torch.where(valid, power, torch.inf).sort().values
@@ -95,21 +92,26 @@ class _Blocks:
         few, some = (self._at(ordered, count, share) for share in (0.05, _SMOOTHEST))
         weight = (valid & (power <= some)).float()
         mean = (self.spectra * weight[:, None, None]).sum(0) / weight.sum().clamp(min=1)
-        if not even:
-            return mean
-        rms = mean.sum().sqrt()
-        trust = ((rms - _LEAST) / (_SURE - _LEAST)).clamp(0, 1)
-        ratio = (few / some.clamp(min=1e-12)).nan_to_num(0, 0, 0).clamp(0, 1)
+        return mean, (few / some.clamp(min=1e-12)).nan_to_num(0, 0, 0).clamp(0, 1)
+
+    def grain(self, chosen: Tensor) -> Tensor:
+        """[16,16] spectrum of what lies alike in all of the ``chosen`` blocks, 0 where that is nothing."""
+        mean, ratio = self.smoothest(chosen)
         # Of a normal distribution of relative width s these are 1 - 1.64 s and 1 - 0.84 s, the mean below it 1 - 1.4 s.
         width = (1 - ratio) / (1.64 - 0.84 * ratio)
-        mean = mean * (1 / (1 - 1.4 * width).clamp(min=1e-3)).clamp(max=_MOST_RAISE)
-        return mean * trust * ((ratio - _UNEVEN) / (_EVEN - _UNEVEN)).clamp(0, 1)
+        raised = mean * (1 / (1 - 1.4 * width).clamp(min=1e-3)).clamp(max=_MOST_RAISE)
+        return raised * _believed(mean.sum()) * ((ratio - _UNEVEN) / (_EVEN - _UNEVEN)).clamp(0, 1)
 
     @staticmethod
     def _at(ordered: Tensor, count: Tensor, share: float) -> Tensor:
         """The value at ``share`` of the first ``count``."""
         place = (count * share).long().clamp(0, len(ordered) - 1)
         return ordered.gather(0, place[None])[0]
+
+
+def _believed(variance: Tensor) -> Tensor:
+    """Scalar in [0,1]: whether a variance is more than rounding."""
+    return ((variance.sqrt() - _LEAST) / (_SURE - _LEAST)).clamp(0, 1)
 
 
 def _noise(spectrum: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
