@@ -19,9 +19,12 @@ Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
 Colour = Literal["low_band", "adain", "off"]
 MaskShape = Literal["face", "square"]
+Grain = Literal["auto", "on", "off"]
 LargeFaces = Literal["auto", "restore", "keep", "skip"]
-# Of RestoreOptions.
-_CHOICES = {"colour": get_args(Colour), "mask_shape": get_args(MaskShape), "large_faces": get_args(LargeFaces)}
+_CHOICES = {  # of RestoreOptions
+    "colour": get_args(Colour), "mask_shape": get_args(MaskShape), "large_faces": get_args(LargeFaces),
+    "grain": get_args(Grain),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,7 @@ class RestoreOptions:
     upscale: float = 1.0  # output px per input px
     strength: float = 1.0  # 0..1, blend of the restored face with what was there
     face_upsample: bool = False  # enlarge restored faces with the background upscaler before pasting
-    border: Border = "reflect"  # what a crop sees outside the picture: its mirror image; "constant": grey, the reference
+    border: Border = "reflect"  # what a crop sees outside: the mirrored picture; "constant": the reference's grey
     gray: GrayMode = "auto"
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory
@@ -124,6 +127,7 @@ class RestoreOptions:
     # Faces larger than the network: "auto" leaves sharp ones as they are, "skip" all; "keep" restores under their own
     # detail; "restore" replaces them as any other.
     large_faces: LargeFaces = "auto"
+    grain: Grain = "auto"  # put back what is measured around a face; "auto": where the face is monochrome
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

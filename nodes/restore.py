@@ -163,6 +163,12 @@ class RestoreFaces:
                      "tooltip": "Faces larger than the network, which would soften them. auto leaves sharp ones as "
                      "they are; skip leaves all; keep restores under the face's own detail; restore replaces them."},
                 ),
+                "grain": (
+                    ["auto", "on", "off"],
+                    {"default": "auto",
+                     "tooltip": "Put back grain, halftone and paper as measured around each face, so that it does not "
+                     "show as a clean patch. auto: where the face is monochrome."},
+                ),
             },
         }  # fmt: skip
 
@@ -184,14 +190,14 @@ class RestoreFaces:
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
         min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
         guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
-        frames: str = PICTURES, large_faces: str = "auto",
+        frames: str = PICTURES, large_faces: str = "auto", grain: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         from ..idcodeformer.guidance.optimise import GuidanceOptions
 
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
-            colour=colour if colour_match else "off", large_faces=large_faces,
+            colour=colour if colour_match else "off", large_faces=large_faces, grain=grain,
         )  # fmt: skip
         asked = Request(
             convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),

@@ -74,6 +74,11 @@ def test_a_sharp_large_face_stays_and_the_report_names_the_file(sharp: Tensor) -
     assert "codeformer.pth" in line.reason and "facerestore_models" in line.reason
 
 
+def test_a_dim_picture_is_judged_by_its_contrast(sharp: Tensor) -> None:
+    assert restored(sharp * 0.25 + 0.1, "auto").report[0].status == "skipped"
+    assert restored(blurred(sharp, 12) * 0.25 + 0.1, "auto").report[0].status == "restored"
+
+
 def test_a_blurred_large_face_is_restored_unless_all_are_left(sharp: Tensor) -> None:
     image = blurred(sharp, 12)
     assert restored(image, "auto").report[0].status == "restored"

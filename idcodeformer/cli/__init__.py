@@ -17,7 +17,7 @@ from typing import get_args
 from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, LargeFaces, MaskShape, Order
+from ..types import Border, Colour, Grain, GrayMode, LargeFaces, MaskShape, Order
 from .bulk import add_bulk_parser
 from .models import add_models_parser
 from .video import add_clip_options
@@ -76,6 +76,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
                       "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
                       "restore softens them")
+    look.add_argument("--grain", choices=get_args(Grain), default="auto", help="put back grain, halftone and paper "
+                      "measured around each face; auto: in monochrome ones")
     look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
                       "outside the picture: reflect mirrors it; constant is the reference's grey")
     look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "

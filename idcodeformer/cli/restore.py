@@ -113,6 +113,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         identity_target=args.target_identity,
         mask_shape=args.mask_shape,
         large_faces=args.large_faces,
+        grain=args.grain,
     )
     return options, detect_options_of(args)
 

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption
 from ..geometry.warping import read_at
+from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
+from .grain import add_grain
 from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
@@ -105,17 +107,35 @@ def paste_planned(
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = torch.zeros(1, *size, device=device)
+        grainy = _grainy(groups, pixels, kept, options, device)
+        clean = canvas.clone() if grainy else None
         for group in groups:
             layers = {
                 r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face]) for r in group.regions
             }
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
+        for region, amount in grainy:
+            add_grain(canvas, clean, share, region.box, 1000 * number + region.face, amount)
         out.append(canvas.to(image.device))
         shares.append(share.to(image.device))
         if progress:
             progress(number + 1, len(plan.sizes), "pasting")
     return tuple(out), tuple(shares)
+
+
+def _grainy(
+    groups: Sequence[Group], pixels: Tensor, kept: Sequence[bool], options: RestoreOptions, device: torch.device
+) -> list[tuple[Region, Tensor | None]]:
+    """Faces that get grain, and how much; one that kept its own detail has kept its grain."""
+    regions = [region for group in groups for region in group.regions if not kept[region.face]]
+    if options.grain == "off":
+        return []
+    if options.grain == "on":
+        return [(region, None) for region in regions]
+    amounts = [is_monochrome(pixels[r.face : r.face + 1].to(device))[0].float() for r in regions]
+    here = device.type == "cpu"  # where asking does not make the host wait
+    return [(r, amount) for r, amount in zip(regions, amounts) if not here or bool(amount)]
 
 
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:

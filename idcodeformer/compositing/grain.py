@@ -1,0 +1,144 @@
+"""Grain, halftone and paper around a face are measured in the picture and put back over the restored face.
+
+A network takes grain for damage, and a clean face in a grainy print shows as a patch. Nothing is copied: the power
+spectrum of the smoothest blocks around the face is measured, and new noise of what the restored face lacks of it is
+added. Everything stays on the device; no value is looked at.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..restoration.tone import luminance
+from .plan import Box
+
+_BLOCK = 16  # px; periods up to a third of that are told apart
+_SLOWEST = 2  # cycles per block below which a spectrum shows shading, not grain
+_SMOOTHEST = 0.2  # share of blocks that are taken for free of the picture's own detail
+_MOST_BLOCKS = 40  # along a side
+_TILE = 512  # px; the noise repeats after that, which nobody sees in noise
+_LEAST, _SURE = 0.6 / 255, 1.2 / 255  # rms between which grain begins to count; 8-bit steps alone have 0.3 / 255
+# Grain lies everywhere alike, detail does not: between these ratios of a block in twenty to one in five it is believed.
+_UNEVEN, _EVEN = 0.35, 0.55
+_MOST_RAISE = 1.6  # by which the smoothest blocks may stand for all
+_TOLERANCE = 1.3  # of grain inside the face against around it, that still counts as equal
+_DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
+
+
+def add_grain(
+    canvas: Tensor, before: Tensor, share: Tensor, box: Box, seed: int, amount: Tensor | None = None
+) -> None:
+    """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` [3,H,W] around it.
+
+    ``before`` is the picture without the face, ``share`` [1,H,W] what was replaced of each pixel, ``amount`` a scalar
+    in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none, none is added.
+    """
+    x0, y0, x1, y1 = box
+    around = _grown(box, canvas.shape[1:])
+    window = (slice(None), slice(around[1], around[3]), slice(around[0], around[2]))
+    if min(around[2] - around[0], around[3] - around[1]) < 2 * _BLOCK:
+        return
+    there, here = (_Blocks(luminance(part[window][None])[0]) for part in (before, canvas))
+    covered = there.mean_of(share[window][0])
+    outside, inside = covered < 0.05, covered > 0.9
+    wanted = there.grain(outside)
+    own = there.smoothest(inside)[0].sum()
+    limit = _believed(own) * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
+    lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
+    noise = _noise(lacking, seed, (y1 - y0, x1 - x0))
+    part = (slice(None), slice(y0, y1), slice(x0, x1))
+    mixed = share[part]
+    gain = (2 * mixed - mixed.square()).clamp(min=0).sqrt()  # (1 - m)^2 of the picture's own grain is there still
+    canvas[part] += gain * noise * (1 if amount is None else amount)
+    canvas[part].clamp_(0, 1)
+
+
+def _grown(box: Box, size: tuple[int, int]) -> Box:
+    """``box`` and half its side, at least three blocks, around it; inside a picture of ``size`` = (height, width)."""
+    x0, y0, x1, y1 = box
+    reach = max(max(x1 - x0, y1 - y0) // 4, 3 * _BLOCK)
+    return max(0, x0 - reach), max(0, y0 - reach), min(size[1], x1 + reach), min(size[0], y1 + reach)
+
+
+class _Blocks:
+    """The power spectra of overlapping blocks of a plane [H,W]."""
+
+    def __init__(self, plane: Tensor):
+        self.step = max(_BLOCK // 2, max(plane.shape) // _MOST_BLOCKS)
+        blocks = self._cut(plane)
+        self.level = blocks.mean((1, 2))
+        axis = torch.hann_window(_BLOCK + 2, periodic=False, device=plane.device)[1:-1]
+        taper = axis * axis[:, None]
+        spectra = torch.fft.fft2((blocks - self.level[:, None, None]) * taper).abs().square()
+        cycles = torch.fft.fftfreq(_BLOCK, 1 / _BLOCK, device=plane.device)
+        fast = (cycles.square() + cycles.square()[:, None]) >= _SLOWEST**2
+        # Scaled so that the sum of a spectrum is the variance.
+        self.spectra = spectra * fast / (taper.square().sum() * _BLOCK**2)
+
+    def _cut(self, plane: Tensor) -> Tensor:
+        return plane.unfold(0, _BLOCK, self.step).unfold(1, _BLOCK, self.step).reshape(-1, _BLOCK, _BLOCK)
+
+    def mean_of(self, plane: Tensor) -> Tensor:
+        """Mean of another plane [H,W] over each block."""
+        return self._cut(plane).mean((1, 2))
+
+    def smoothest(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """[16,16] mean spectrum of the smoothest of the ``chosen`` blocks, and how even they are in [0,1]."""
+        valid = chosen & (self.level > _DARK) & (self.level < _LIGHT)
+        power = self.spectra.sum((1, 2))
+        ordered = torch.where(valid, power, torch.inf).sort().values
+        count = valid.sum()
+        few, some = (self._at(ordered, count, share) for share in (0.05, _SMOOTHEST))
+        weight = (valid & (power <= some)).float()
+        mean = (self.spectra * weight[:, None, None]).sum(0) / weight.sum().clamp(min=1)
+        return mean, (few / some.clamp(min=1e-12)).nan_to_num(0, 0, 0).clamp(0, 1)
+
+    def grain(self, chosen: Tensor) -> Tensor:
+        """[16,16] spectrum of what lies alike in all of the ``chosen`` blocks, 0 where that is nothing."""
+        mean, ratio = self.smoothest(chosen)
+        # Of a normal distribution of relative width s these are 1 - 1.64 s and 1 - 0.84 s, the mean below it 1 - 1.4 s.
+        width = (1 - ratio) / (1.64 - 0.84 * ratio)
+        raised = mean * (1 / (1 - 1.4 * width).clamp(min=1e-3)).clamp(max=_MOST_RAISE)
+        return raised * _believed(mean.sum()) * ((ratio - _UNEVEN) / (_EVEN - _UNEVEN)).clamp(0, 1)
+
+    @staticmethod
+    def _at(ordered: Tensor, count: Tensor, share: float) -> Tensor:
+        """The value at ``share`` of the first ``count``."""
+        place = (count * share).long().clamp(0, len(ordered) - 1)
+        return ordered.gather(0, place[None])[0]
+
+
+def _believed(variance: Tensor) -> Tensor:
+    """Scalar in [0,1]: whether a variance is more than rounding."""
+    return ((variance.sqrt() - _LEAST) / (_SURE - _LEAST)).clamp(0, 1)
+
+
+def _noise(spectrum: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
+    """[1,h,w] Gaussian noise of ``spectrum`` [16,16], whose sum is its variance."""
+    device = spectrum.device
+    tile = min(_TILE, -(-max(size) // _BLOCK) * _BLOCK)
+    white = _white(tile, seed, device)
+    centred = torch.fft.fftshift(spectrum)[None, None]
+    wrapped = F.pad(centred, (1, 1, 1, 1), mode="circular")
+    axis = (torch.arange(tile, device=device) * (_BLOCK / tile) + 1.5) * 2 / (_BLOCK + 2) - 1
+    grid = torch.stack(torch.broadcast_tensors(axis, axis[:, None]), -1)[None]
+    density = torch.fft.ifftshift(F.grid_sample(wrapped, grid, "bilinear", align_corners=False)[0, 0]).clamp(min=0)
+    density = density * (spectrum.sum() / density.mean().clamp(min=1e-20))
+    plane = torch.fft.ifft2(torch.fft.fft2(white) * density.sqrt()).real
+    repeats = [-(-side // tile) for side in size]
+    return plane.repeat(*repeats)[None, : size[0], : size[1]]
+
+
+def _white(side: int, seed: int, device: torch.device) -> Tensor:
+    """[side,side] Gaussian noise, the same on every device: a generator's would have to travel there first.
+
+    Two rounds of multiplying and folding 32-bit numbers (xxHash's avalanche), then Box & Muller 1958.
+    """
+    count = torch.arange(2 * side * side, device=device, dtype=torch.int64) + 1
+    bits = (count * 2654435761 + seed * 668265263 + 374761393) & 0xFFFFFFFF
+    for factor in (2246822519, 3266489917):
+        bits = ((bits ^ (bits >> 15)) * factor) & 0xFFFFFFFF
+    uniform = ((bits ^ (bits >> 16)).float() + 0.5) / 2**32
+    first, second = uniform.view(2, side, side)
+    return (-2 * first.clamp(1e-9, 1).log()).sqrt() * (2 * torch.pi * second).cos()

@@ -1,0 +1,116 @@
+"""Grain that is there is put back over a restored face; none is made up."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from idcodeformer.compositing.grain import _white, add_grain
+from idcodeformer.files.reading import read
+from idcodeformer.geometry.templates import ffhq_template
+from idcodeformer.pipeline import FacePipeline
+from idcodeformer.types import Face, RestoreOptions
+
+SIDE = 400
+CRUSH = (slice(None), slice(150, 250), slice(150, 250))  # well inside the pasted square
+
+
+class Smooth:
+    """A restorer that takes grain away, as networks do."""
+
+    size = 128
+
+    def __call__(self, pixels: Tensor, options=None, progress=None) -> Tensor:
+        return F.avg_pool2d(F.pad(pixels, (4, 4, 4, 4), mode="replicate"), 9, 1)
+
+
+@pytest.fixture(scope="module")
+def clean(photos: Path) -> Tensor:
+    """A soft monochrome portrait [3,400,400]."""
+    luma = read(photos / "portrait.jpg").frames.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    small = F.interpolate(luma, (SIDE // 3, SIDE // 3), mode="bicubic", antialias=True)
+    return F.interpolate(small, (SIDE, SIDE), mode="bicubic")[0] * 0.7 + 0.15
+
+
+def grain(kind: str, levels: float) -> Tensor:
+    """[1,400,400] of that standard deviation."""
+    noise = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    if kind == "soft":
+        noise = F.avg_pool2d(noise, 3, 1, 1)
+    if kind == "halftone":
+        axis = torch.arange(float(SIDE)) * 2 * torch.pi / 6
+        noise = (torch.cos(axis + axis[:, None]) * torch.cos(axis - axis[:, None]))[None, None]
+    return noise[0] / noise.std() * levels / 255
+
+
+def restored(image: Tensor, **options) -> Tensor:
+    middle = torch.tensor([199.5, 215.0])
+    points = ((torch.tensor(ffhq_template(512)) - 255.5) * 190 / 512 + middle).float()
+    face = Face(torch.tensor([140.0, 150, 260, 280]), 0.9, points)
+    return FacePipeline(Smooth())([image], RestoreOptions(mask_shape="square", **options), faces=[(face,)]).images[0]
+
+
+def fine(image: Tensor) -> Tensor:
+    """[H,W] luminance without what changes slowly."""
+    luma = image.mean(0)[None, None]
+    return (luma - F.avg_pool2d(F.pad(luma, (3, 3, 3, 3), mode="replicate"), 7, 1))[0, 0]
+
+
+def rms(plane: Tensor) -> float:
+    return float(plane[150:250, 150:250].square().mean().sqrt()) * 255
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "within"), [("white", 4, 0.15), ("white", 12, 0.15), ("halftone", 10, 0.15), ("soft", 10, 0.25)]
+)
+def test_a_restored_square_has_the_grain_of_its_picture(clean: Tensor, kind: str, levels: float, within: float) -> None:
+    noise = grain(kind, levels)
+    image = (clean + noise).clamp(0, 1)
+    without, with_it = (restored(image, grain=mode) for mode in ("off", "auto"))
+    wanted, added = rms(fine(noise.expand(3, -1, -1))), rms(fine(with_it - without))
+    left = rms(fine(without - restored(clean, grain="off")))  # of the input's grain, through restoring
+    assert left < 0.5 * wanted
+    assert abs((added**2 + left**2) ** 0.5 / wanted - 1) < within
+    same = torch.corrcoef(torch.stack([fine(with_it - without)[CRUSH[1:]].flatten(), fine(noise)[CRUSH[1:]].flatten()]))
+    assert kind == "halftone" or abs(float(same[0, 1])) < 0.1  # measured, not copied
+
+
+@pytest.mark.parametrize("side", [SIDE, 110])
+def test_no_grain_is_made_up(clean: Tensor, side: int) -> None:
+    image = F.interpolate(clean[None], (side, side), mode="area")[0]
+    canvas = F.avg_pool2d(image[None], 5, 1, 2, count_include_pad=False)[0]
+    box = (side // 4, side // 4, side * 3 // 4, side * 3 // 4)
+    share = torch.zeros(1, side, side)
+    share[:, box[1] : box[3], box[0] : box[2]] = 1
+    before = canvas.clone()
+    add_grain(canvas, image, share, box, 1)
+    assert float((canvas - before).abs().max()) * 255 < 0.5
+
+
+def test_grain_behind_a_clean_face_is_not_put_on_it(clean: Tensor) -> None:
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    behind = ((x - 200).square() + (y - 215).square() > 95**2).float()
+    image = clean + grain("white", 12) * behind
+    assert rms(fine(restored(image, grain="on") - restored(image, grain="off"))) < 0.15 * 12
+
+
+def test_auto_asks_for_monochrome_and_off_for_nothing(clean: Tensor) -> None:
+    tint = torch.tensor([1.0, 0.8, 0.6])[:, None, None]
+    bars = (torch.arange(SIDE) // 20 % 2) * 0.12
+    colour = (clean + torch.stack([bars, -bars, bars * 0])[:, None] + grain("white", 10)).clamp(0, 1)
+    assert torch.equal(restored(colour, grain="auto"), restored(colour, grain="off"))
+    assert not torch.equal(restored(colour, grain="on"), restored(colour, grain="off"))
+    sepia = (clean + grain("white", 10)).clamp(0, 1) * tint
+    assert not torch.equal(restored(sepia), restored(sepia, grain="off"))
+
+
+def test_the_same_picture_gets_the_same_grain_and_each_face_its_own(clean: Tensor) -> None:
+    image = (clean + grain("white", 10)).clamp(0, 1)
+    assert torch.equal(restored(image), restored(image))
+    one, other = (_white(256, seed, torch.device("cpu")) for seed in (0, 1))
+    assert abs(float((one * other).mean())) < 0.02 and abs(float(one.std()) - 1) < 0.02
+    for step in (1, 256):  # neighbours in a row and in a column know nothing of each other
+        assert abs(float((one.flatten()[:-step] * one.flatten()[step:]).mean())) < 0.02
