@@ -24,7 +24,7 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
-        "frames", "large_faces",
+        "frames", "large_faces", "identity_target",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
@@ -132,6 +132,7 @@ def test_the_promised_workflows_are_there():
     assert {path.stem for path in WORKFLOWS} >= {
         "restore-a-photo", "fix-faces-text-to-image", "fix-faces-of-an-image", "choose-one-face", "compare-fidelity",
         "video-frames", "identity-gate", "restore-video",
+        "restore-with-a-photo-of-the-person", "family-picture-with-a-gallery",
     }  # fmt: skip
 
 
