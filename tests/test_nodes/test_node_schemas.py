@@ -30,6 +30,7 @@ FOREVER = {
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
     ],
     "IDCodeFormerPerson": ["name", "file", "recogniser", "save_as", "photos", "people"],
+    "IDCodeFormerPasteFaces": ["image", "faces", "crops", "visibility", "mask"],
     "IDCodeFormerRestoreVideo": [
         "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
         "min_identity",
@@ -41,6 +42,7 @@ OUTPUTS = {
     "IDCodeFormerRestoreFaces": ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING"),
     "IDCodeFormerIdentityScore": ("FLOAT", "FLOAT", "BOOLEAN", "STRING", "IMAGE"),
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
+    "IDCodeFormerPasteFaces": ("IMAGE", "MASK"),
     "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
 }
 
