@@ -1,6 +1,7 @@
 """The ComfyUI nodes: thin adapters over ``idcodeformer``. Ids, input names and their order are for ever."""
 from .detect import DetectFaces
 from .loader import LoadIDCodeFormer
+from .paste import PasteFaces
 from .person import LoadPerson
 from .restore import RestoreFaces
 from .score import IdentityScore
@@ -13,6 +14,7 @@ NODE_CLASS_MAPPINGS = {
     "IDCodeFormerRestoreFaces": RestoreFaces,
     "IDCodeFormerIdentityScore": IdentityScore,
     "IDCodeFormerPerson": LoadPerson,
+    "IDCodeFormerPasteFaces": PasteFaces,
     "IDCodeFormerRestoreVideo": RestoreVideo,
 }
 
@@ -22,5 +24,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "IDCodeFormerRestoreFaces": "Restore Faces (ID-CodeFormer)",
     "IDCodeFormerIdentityScore": "Identity Score (ID-CodeFormer)",
     "IDCodeFormerPerson": "Load Person (ID-CodeFormer)",
+    "IDCodeFormerPasteFaces": "Paste Faces (ID-CodeFormer)",
     "IDCodeFormerRestoreVideo": "Restore Video (ID-CodeFormer)",
 }

@@ -122,6 +122,8 @@ def packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if (error.name or "").startswith(__package__.rsplit(".", 1)[0]):
+            raise  # a module of our own: no package to install
         script = Path(__file__).resolve().parent.parent / "install.py"
         what = f"The package '{error.name}'" if error.name else f"A package ({error})"
         raise MissingPackage(

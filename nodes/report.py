@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import convert
 
 if TYPE_CHECKING:
-    from ..idcodeformer.types import FaceReport
+    from ..idcodeformer.types import FaceReport, RestoreOptions
     from .compare import Comparison
     from .managed import IDCodeFormerModel
     from .restoring import Request
@@ -40,7 +40,7 @@ def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str
         lines.append("no face was found")
     left_out = given.left_out if given is not None else []
     return _joined(
-        lines + [_face(line) for line in done.report]
+        lines + [_face(line, options) for line in done.report]
         + [f"frame {frame}: a face left out by Detect Faces, {reason}" for frame, reason in left_out]
     )  # fmt: skip
 
@@ -53,10 +53,14 @@ def _who_judges(model: IDCodeFormerModel, asked: Request) -> str:
     return f"{what}, scores by {judge}" + (" itself" if judge == guide and asked.guidance.steps else "")
 
 
-def _face(line: FaceReport) -> str:
+def _face(line: FaceReport, options: RestoreOptions) -> str:
     text = f"frame {line.image}, face {line.face} (score {line.score:.2f}): {line.status}"
     if line.reason:
         text += f", {line.reason}"
+    if line.person:
+        text += f", {line.person}"
+    if line.w is not None and options.identity_target > 0:
+        text += f", w {line.w:g}"
     if line.id_sim_input is not None:
         text += f", identity {line.id_sim_input:.3f}"
     if line.id_sim_before is not None and line.id_sim_after is not None:

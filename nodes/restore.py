@@ -169,6 +169,12 @@ class RestoreFaces:
                      "tooltip": "Put back grain, halftone and paper as measured around each face, so that it does not "
                      "show as a clean patch. auto: where the face is monochrome."},
                 ),
+                "identity_target": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001,
+                     "tooltip": "For each face the lowest fidelity at which it is this like the person, or like the "
+                     "input without one (cosine similarity), in place of 'fidelity'. 0: off."},
+                ),
             },
         }  # fmt: skip
 
@@ -190,7 +196,7 @@ class RestoreFaces:
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
         min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
         guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
-        frames: str = PICTURES, large_faces: str = "auto", grain: str = "auto",
+        frames: str = PICTURES, large_faces: str = "auto", grain: str = "auto", identity_target: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         from ..idcodeformer.guidance.optimise import GuidanceOptions
 
@@ -198,6 +204,7 @@ class RestoreFaces:
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
             colour=colour if colour_match else "off", large_faces=large_faces, grain=grain,
+            identity_target=identity_target,
         )  # fmt: skip
         asked = Request(
             convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
-from ..idcodeformer.types import DetectOptions, Embeddings, Face, Faces, RestoreOptions
+from ..idcodeformer.types import DetectOptions, Face, Faces, RestoreOptions
 from . import convert, faces, host, stream, video
 from .folders import fingerprint_of
 from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, Part, load_together
@@ -58,12 +58,16 @@ def restored(model: IDCodeFormerModel, asked: Request, kept: Kept) -> stream.Res
 
 def _check(model: IDCodeFormerModel, asked: Request) -> None:
     """Raises BadOption in words of the graph; the host cannot tell before, since the model is a link."""
-    wanted = "min_identity" if asked.options.min_identity > 0 else "reference"
-    if model.recogniser is None and (asked.options.min_identity > 0 or asked.reference is not None):
-        raise BadOption(
-            f"'{wanted}' needs a recogniser, and Load ID-CodeFormer has 'none'; choose one there, or "
-            + ("set min_identity to 0." if wanted == "min_identity" else "unlink reference.")
-        )
+    options = asked.options
+    for wanted, here, remedy in (
+        ("min_identity", options.min_identity > 0, "set min_identity to 0"),
+        ("reference", asked.reference is not None, "unlink reference"),
+        ("identity_target", options.identity_target > 0 and asked.people is None, "set identity_target to 0"),
+    ):
+        if here and model.recogniser is None:
+            raise BadOption(
+                f"'{wanted}' needs a recogniser, and Load ID-CodeFormer has 'none'; choose one there, or {remedy}."
+            )
     if asked.reference is not None and asked.people is not None:
         raise BadOption("Both 'reference' and 'person' are linked; unlink one of them.")
     if asked.clip and (asked.reference is not None or asked.people is not None or asked.aligned):
@@ -103,7 +107,7 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
         options = DetectOptions(asked.confidence)
         tools = (finder, judge, pasted)
         return video.restore_frames(model, tools, frames, asked.options, options, found, masks, upscaler, progress)
-    references, judge, guide = _references(asked, finder, judge, guide)
+    known, judge, guide = _references(asked, finder, judge, guide)
     if judge is not None and host.compute_device().type == "cpu":  # on a card embedding costs less than a digest
         judge = HoldingRecogniser(judge, model.held)
     restorer = PreviewingRestorer(model.restorer, progress)
@@ -113,7 +117,7 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     others = None if asked.given is None else asked.given.others
     return stream.restore(
         pipeline, frames, asked.options, found, masks, progress, asked.aligned, others, detect_options=wanted,
-        references=references, guidance=guidance, upscaler=upscaler,
+        guidance=guidance, upscaler=upscaler, **known,
     )  # fmt: skip
 
 
@@ -123,24 +127,26 @@ def _ready(part: Part | None) -> Any:
 
 def _references(
     asked: Request, finder: Any, judge: IdentityRecogniser | None, guide: IdentityRecogniser | None
-) -> tuple[list[Embeddings] | Embeddings | None, IdentityRecogniser | None, IdentityRecogniser | None]:
-    """Embeddings of the person, the recogniser that scores, and the one that guides where it is another.
+) -> tuple[dict[str, Any], IdentityRecogniser | None, IdentityRecogniser | None]:
+    """What the pipeline is told of the people, the recogniser that scores, and the one that guides where it is another.
 
-    Where the person came out of a file that another recogniser than the model's has made, that one scores as well.
+    Where people came out of a file that another recogniser than the model's has made, that one scores as well. Every
+    face is compared with a person alone; of several each face is the nearest, one person to one face.
     """
     if asked.reference is not None:
         photos = convert.frames_of(asked.reference, "reference")
         assert judge is not None
-        return faces.person_in(photos, finder, judge), judge, None
+        return {"references": faces.person_in(photos, finder, judge)}, judge, None
     if asked.people is None or guide is None:
-        return None, judge, None
+        return {}, judge, None
     theirs = asked.people.people
     judged = None if judge is None else asked.people.by(judge)
-    if len(theirs) != 1:
-        raise BadOption(f"'person' holds {len(theirs)} people ({', '.join(asked.people.names)}); link one person.")
+    galleries = [theirs] if judged is theirs or judged is None else [theirs, judged]
     if judged is theirs or judged is None:
-        return theirs.identities, judge if judged is theirs else guide, None
-    return [theirs.identities, judged.identities], judge, guide
+        judge, guide = judge if judged is theirs else guide, None
+    if len(theirs) == 1:
+        return {"references": [each.identities for each in galleries]}, judge, guide
+    return {"people": galleries}, judge, guide
 
 
 def _resized(frames: convert.Frames, side: int) -> convert.Frames:

@@ -34,6 +34,8 @@ class RestoreRequest(BaseModel):
     gray: str = Field("auto", description="auto, force or off")
     faces: str = Field("all", description="all, largest, centre or reference (most like the photos)")
     upscale: float = Field(1.0, ge=0.25, le=4, description="Output px per input px")
+    guidance_steps: int = Field(0, ge=0, le=200, description="Brings faces nearer to the reference; 15 is usual")
+    guidance_strength: float = Field(1.0, ge=0, le=1, description="Share of the way to two photos of one person")
 
 
 class FaceLine(BaseModel):
@@ -47,6 +49,7 @@ class FaceLine(BaseModel):
     identity: float | None = Field(None, description="Restored face against the input face")
     reference_before: float | None = Field(None, description="Input face against the reference")
     reference_after: float | None = Field(None, description="Restored face against the reference")
+    guidance: str = Field("", description="What guidance did, or why it did nothing")
 
 
 class RestoreResponse(BaseModel):

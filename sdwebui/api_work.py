@@ -24,8 +24,9 @@ def restore(models: Models, request: RestoreRequest) -> dict[str, Any]:
     picture = pictures.decode(request.image)
     photos = pictures.photos_of(request.reference)
     wishes = Wishes(
-        request.fidelity, request.visibility, request.minimum_identity, request.gray, request.faces, request.upscale
-    )
+        request.fidelity, request.visibility, request.minimum_identity, request.gray, request.faces, request.upscale,
+        request.guidance_steps, request.guidance_strength,
+    )  # fmt: skip
     with host.job(job.NAME):
         outcome = job.run(models, _choice(request), pictures.from_pil(picture), wishes, photos)
     result = pictures.replaced(picture, outcome.image)
@@ -68,5 +69,5 @@ def _line(face: FaceReport) -> dict[str, Any]:
     return {
         "face": face.face, "box": list(face.box), "detection": face.score, "status": face.status,
         "reason": face.reason, "identity": face.id_sim_input, "reference_before": face.id_sim_before,
-        "reference_after": face.id_sim_after,
+        "reference_after": face.id_sim_after, "guidance": face.guidance,
     }  # fmt: skip

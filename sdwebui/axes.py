@@ -1,4 +1,4 @@
-"""Axes of the X/Y/Z plot script: fidelity and model of the face restorer."""
+"""Axes of the X/Y/Z plot script: fidelity, guidance steps and model of the face restorer."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -15,6 +15,8 @@ def register() -> None:
         return
     fidelity = _setting({f"{PREFIX}host_weight": False}, f"{PREFIX}fidelity")
     module.axis_options.append(module.AxisOption(f"[{NAME}] fidelity", float, fidelity))
+    steps = _setting({}, f"{PREFIX}guidance_steps")
+    module.axis_options.append(module.AxisOption(f"[{NAME}] guidance steps", int, steps))
     model = _setting({}, f"{PREFIX}model")
     choices = {"choices": lambda: files.choices("restorer"), "cost": 0.5}
     module.axis_options.append(module.AxisOption(f"[{NAME}] model", str, model, **choices))

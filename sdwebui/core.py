@@ -27,9 +27,9 @@ from ..idcodeformer import (
     load_recogniser,
     load_restorer,
 )
-from ..idcodeformer.batch import RestoreJob, RestoreSettings
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
 from ..idcodeformer.files.reading import read
+from ..idcodeformer.guidance.optimise import GuidanceOptions
 from ..idcodeformer.identity.recogniser import mean_identity
 from ..idcodeformer.runtime.memory import bytes_per_face
 from ..idcodeformer.types import Detector, Faces, Progress
@@ -55,6 +55,13 @@ class Wishes:
     gray: str = "auto"
     faces: str = "all"
     upscale: float = 1.0
+    guidance_steps: int = 0  # towards the person on the reference photos; 0: none
+    guidance_strength: float = 1.0
+
+    def guidance(self) -> GuidanceOptions | None:
+        """How faces are guided towards the reference photos; None for not at all. Raises BadOption."""
+        guidance = GuidanceOptions(int(self.guidance_steps), self.guidance_strength)
+        return guidance if guidance.steps else None
 
     def restore_options(self) -> RestoreOptions:
         """The core's options. Raises BadOption with the range."""
@@ -85,10 +92,11 @@ def restore(
         raise BadOption("The face most like the reference was asked for; give a reference photo too.")
     if pipeline.recogniser is None and (person is not None or wishes.minimum_identity > 0):
         raise BadOption("Reference photos and a minimum identity need a recogniser; choose another than 'none'.")
-    settings = RestoreSettings(wishes.restore_options(), wishes.detect_options())
-    result = RestoreJob(settings, pipeline, person).restore(picture[None], progress).result
-    assert result is not None  # None is for aligned crops alone
-    return result
+    guidance = wishes.guidance()
+    if guidance is not None and person is None:
+        raise BadOption("Guidance needs a reference photo of the person; give one, or set the guidance steps to 0.")
+    options, chosen = wishes.restore_options(), wishes.detect_options()
+    return pipeline(picture[None], options, chosen, references=person, progress=progress, guidance=guidance)
 
 
 def load(kind: str, file: Path, device: torch.device, precision: str) -> Any:

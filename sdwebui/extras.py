@@ -25,12 +25,15 @@ def entry_class(models: Models) -> type:
         def process(
             self, pp: Any, enable: bool | None = None, fidelity: float | None = None, visibility: float | None = None,
             faces: str | None = None, minimum_identity: float | None = None, reference: Any = None,
+            guidance_steps: float | None = None, guidance_strength: float | None = None,
         ) -> None:  # fmt: skip
             # The hosts' own API calls every script with None for whatever the caller did not name.
             if not enable or visibility == 0 or getattr(pp, "image", None) is None:
                 return
             given = {
-                "fidelity": fidelity, "visibility": visibility, "faces": faces, "minimum_identity": minimum_identity
+                "fidelity": fidelity, "visibility": visibility, "faces": faces,
+                "minimum_identity": minimum_identity, "guidance_strength": guidance_strength,
+                "guidance_steps": None if guidance_steps is None else int(guidance_steps),
             }  # fmt: skip
             process(models, pp, {key: value for key, value in given.items() if value is not None}, reference)
 
@@ -54,20 +57,24 @@ def controls() -> dict[str, Any]:
             least = gr.Slider(value=0.0, label=text("extras.minimum_identity"), elem_id=f"{_ID}_minimum", **share)
         reference = gr.Image(type="pil", label=text("extras.reference"), elem_id=f"{_ID}_reference")
         with gr.Row():
+            count = {"minimum": 0, "maximum": 200, "step": 1}
+            steps = gr.Slider(value=0, label=text("extras.guidance_steps"), elem_id=f"{_ID}_guidance", **count)
+            strength = gr.Slider(value=1.0, label=text("extras.guidance_strength"), elem_id=f"{_ID}_strength", **share)
+        with gr.Row():
             pasted = gr.Textbox(label=text("extras.infotext"), lines=1, elem_id=f"{_ID}_infotext")
             read = gr.Button(text("extras.read"), elem_id=f"{_ID}_read")
-        set_here = [fidelity, visibility, faces, least]
+        set_here = [fidelity, visibility, faces, least, steps, strength]
         read.click(fn=values_of, inputs=[pasted, *set_here], outputs=set_here)
     return {
         "enable": enable, "fidelity": fidelity, "visibility": visibility, "faces": faces, "minimum_identity": least,
-        "reference": reference,
+        "reference": reference, "guidance_steps": steps, "guidance_strength": strength,
     }  # fmt: skip
 
 
 def values_of(infotext: str, *now: Any) -> list[Any]:
     """The controls' values from a pasted infotext; as they are now where it has nothing of ours."""
     values = job.read_infotext(infotext or "")
-    keys = (job.FIDELITY, job.VISIBILITY, job.FACES, job.MINIMUM)
+    keys = (job.FIDELITY, job.VISIBILITY, job.FACES, job.MINIMUM, job.GUIDANCE, job.STRENGTH)
     found = [values.get(key, old) for key, old in zip(keys, now)]
     found[2] = found[2] if found[2] in FACES else now[2]
     return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "ID-CodeFormer"
 FIDELITY, VISIBILITY, MODEL = f"{NAME} fidelity", f"{NAME} visibility", f"{NAME} model"
+GUIDANCE, STRENGTH, GUIDED = f"{NAME} guidance steps", f"{NAME} guidance strength", f"{NAME} guidance"
 FACES, MINIMUM, GRAY = f"{NAME} faces", f"{NAME} minimum identity", f"{NAME} gray mode"
 IDENTITY, LIKENESS, SKIPPED = f"{NAME} identity", f"{NAME} like the reference", f"{NAME} skipped"
 
@@ -59,6 +60,11 @@ class Outcome:
         pairs = [(face.id_sim_before, face.id_sim_after) for face in done if face.id_sim_after is not None]
         if pairs:
             texts[LIKENESS] = " ".join(f"{before:.2f}>{after:.2f}" for before, after in pairs)
+        if wishes.guidance_steps > 0:
+            texts[GUIDANCE] = f"{wishes.guidance_steps:g}"
+            if wishes.guidance_strength < 1:
+                texts[STRENGTH] = f"{wishes.guidance_strength:g}"
+            texts[GUIDED] = "; ".join(face.guidance for face in done if face.guidance)
         if reasons := sorted({face.reason for face in self.report if face.status == "skipped"}):
             texts[SKIPPED] = "; ".join(reasons)
         return texts
@@ -91,12 +97,15 @@ def not_restored(error: Exception) -> str:
 def read_infotext(text: str) -> dict[str, Any]:
     """The values that ``Outcome.infotext`` wrote, of those that can be set: numbers as float, texts as str."""
     values: dict[str, Any] = {}
-    for key in (FIDELITY, VISIBILITY, MINIMUM):
+    for key in (FIDELITY, VISIBILITY, MINIMUM, STRENGTH):
         if found := re.search(rf"{re.escape(key)}:\s*(\d(?:\.\d+)?)", text):
             values[key] = min(float(found[1]), 1.0)
+    if found := re.search(rf"{re.escape(GUIDANCE)}:\s*(\d+)", text):
+        values[GUIDANCE] = min(float(found[1]), 200.0)
     for key in (FACES, GRAY):
         if found := re.search(rf"{re.escape(key)}:\s*(\w+)", text):
             values[key] = found[1]
     if values.keys() or NAME in text:  # what was at its default is not written
-        values = {VISIBILITY: 1.0, MINIMUM: 0.0, FACES: "all", GRAY: "auto", **values}
+        usual = {VISIBILITY: 1.0, MINIMUM: 0.0, FACES: "all", GRAY: "auto", GUIDANCE: 0.0, STRENGTH: 1.0}
+        values = {**usual, **values}
     return values

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import files, host
-from .job import FIDELITY, GRAY, MINIMUM, MODEL, NAME, VISIBILITY
+from .job import FIDELITY, GRAY, GUIDANCE, MINIMUM, MODEL, NAME, STRENGTH, VISIBILITY
 from .models import Choice
 from .texts import text
 
@@ -41,6 +41,9 @@ def register() -> None:
     _add("visibility", 1.0, gr.Slider, component_args=share, infotext=VISIBILITY)
     _add("minimum_identity", 0.0, gr.Slider, component_args=share, infotext=MINIMUM)
     _add("reference", "", gr.Textbox, restrict_api=True)  # a path on the host's machine
+    steps = {"minimum": 0, "maximum": 200, "step": 1}
+    _add("guidance_steps", 0, gr.Slider, component_args=steps, infotext=GUIDANCE)
+    _add("guidance_strength", 1.0, gr.Slider, component_args=share, infotext=STRENGTH)
     _add("on_error", KEEP, gr.Radio, component_args={"choices": [KEEP, STOP]})
 
 
@@ -73,6 +76,8 @@ def wishes(fidelity: float | None = None) -> Wishes:
         visibility=float(value("visibility", 1.0)),
         minimum_identity=float(value("minimum_identity", 0.0)),
         gray=value("gray", "auto"),
+        guidance_steps=int(value("guidance_steps", 0)) if str(value("reference", "")).strip() else 0,
+        guidance_strength=float(value("guidance_strength", 1.0)),
     )
 
 

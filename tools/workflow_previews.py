@@ -1,6 +1,6 @@
 """Make workflows/*.jpg, the pictures of the template browser: each shows what its workflow does to the sample pictures.
 
-    python -m tools.workflow_previews
+    python -m tools.workflow_previews [NAME ...]
 
 Settings come from workflows/api, pictures from web/samples. The text-to-image example, whose picture depends on a
 checkpoint, is shown on the group. Needs PyAV for the clip. Run it again whenever a built-in model changes.
@@ -8,6 +8,7 @@ checkpoint, is shown on the group. Needs PyAV for the clip. Run it again wheneve
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -16,6 +17,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from idcodeformer import DetectOptions, FacePipeline, RestoreOptions, load_detector, load_recogniser, load_restorer
+from idcodeformer.guidance.optimise import GuidanceOptions
+from idcodeformer.identity.people import People, person_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 384  # px, square: the template browser crops anything else
@@ -126,6 +129,41 @@ def choose_one_face(pack: Pack) -> Image.Image:
     return sheet
 
 
+def with_an_inset(sheet: Image.Image, photo: Image.Image) -> Image.Image:
+    """``sheet`` with a framed photo of the person in its corner."""
+    ImageDraw.Draw(sheet).rectangle((0, 0, 95, 95), fill=GREEN)
+    sheet.paste(photo.resize((90, 90), Image.Resampling.LANCZOS), (3, 3))
+    return sheet
+
+
+def with_a_photo_of_the_person(pack: Pack) -> Image.Image:
+    photo, reference = sample("idcodeformer_portrait.jpg"), sample("idcodeformer_portrait_reference.jpg")
+    inputs = node("restore-with-a-photo-of-the-person", "RestoreFaces")
+    done = pack.pipeline(
+        to_tensor(photo)[None], RestoreOptions(w=inputs["fidelity"]), references=[to_tensor(reference)],
+        guidance=GuidanceOptions(inputs["guidance_steps"], inputs["guidance_strength"]),
+    )  # fmt: skip
+    sheet = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    half = to_image(done.images[0]).resize((SIDE, SIDE), Image.Resampling.BICUBIC).crop((SIDE // 2, 0, SIDE, SIDE))
+    sheet.paste(half, (SIDE // 2, 0))
+    ImageDraw.Draw(sheet).rectangle((SIDE // 2 - 1, 0, SIDE // 2 + 1, SIDE), fill=GREEN)
+    return with_an_inset(sheet, reference)
+
+
+def family(pack: Pack) -> Image.Image:
+    """Two of the group, of whom one is known by another photo."""
+    group, reference = sample("idcodeformer_group.jpg"), sample("idcodeformer_group_reference.jpg")
+    inputs, recogniser = node("family-picture-with-a-gallery", "RestoreFaces"), pack.pipeline.recogniser
+    person, _ = person_of("sitter 025", [to_tensor(reference)], pack.pipeline.detector, recogniser, ["photo"])
+    people = People((person,), recogniser.name, recogniser.digest)
+    guidance = GuidanceOptions(inputs["guidance_steps"], inputs["guidance_strength"])
+    options = RestoreOptions(w=inputs["fidelity"])
+    done = pack.pipeline(to_tensor(group)[None], options, people=people, guidance=guidance)
+    row = sorted(done.report, key=lambda f: f.box[0])
+    place = next(i for i, f in enumerate(row) if f.person)
+    return with_an_inset(rows(group, to_image(done.images[0]), row[place - 1 : place + 1]), reference)
+
+
 def identity_gate(pack: Pack) -> Image.Image:
     """A refused face above, an accepted one below: before and after the gate, and the score against its threshold."""
     group, inputs = sample("idcodeformer_group.jpg"), node("identity-gate", "RestoreFaces")
@@ -176,22 +214,26 @@ def restore_video(pack: Pack) -> Image.Image:
     return sheet
 
 
-def main() -> None:
+MADE = {
+    "restore-a-photo": restore_a_photo,
+    "compare-fidelity": compare_fidelity,
+    "fix-faces-of-an-image": lambda pack: fix_faces(pack, "fix-faces-of-an-image", slice(2, 4)),
+    "fix-faces-text-to-image": lambda pack: fix_faces(pack, "fix-faces-text-to-image", slice(0, 2)),
+    "choose-one-face": choose_one_face,
+    "identity-gate": identity_gate,
+    "video-frames": video_frames,
+    "restore-video": restore_video,
+    "restore-with-a-photo-of-the-person": with_a_photo_of_the_person,
+    "family-picture-with-a-gallery": family,
+}
+
+
+def main(names: Sequence[str]) -> None:
     pack = Pack()
-    pictures = {
-        "restore-a-photo": restore_a_photo(pack),
-        "compare-fidelity": compare_fidelity(pack),
-        "fix-faces-of-an-image": fix_faces(pack, "fix-faces-of-an-image", slice(2, 4)),
-        "fix-faces-text-to-image": fix_faces(pack, "fix-faces-text-to-image", slice(0, 2)),
-        "choose-one-face": choose_one_face(pack),
-        "identity-gate": identity_gate(pack),
-        "video-frames": video_frames(pack),
-        "restore-video": restore_video(pack),
-    }
-    for name, picture in pictures.items():
-        picture.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
+    for name in names or MADE:
+        MADE[name](pack).save(ROOT / "workflows" / f"{name}.jpg", quality=88)
         print(f"workflows/{name}.jpg")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -125,3 +125,29 @@ def test_detector_and_confidence_without_detect_faces(pack, run, model, portrait
     assert node.IS_CHANGED(detector="mine.safetensors") != before
     assert "mine.safetensors" not in node.INPUT_TYPES()["optional"]["detector"][0]
     assert defaults(node)["detector"] == name
+
+
+def test_a_family_is_named_and_each_is_guided_by_the_own_photos(run, mini, sitter, group, found, member):
+    family = run("Person", photos=member, name="Ben", people=sitter)[0]
+    given = {"model": mini, "image": group, "faces": found(group), "person": family}
+    report = run("RestoreFaces", **given, guidance_steps=3)[4]
+    assert "guided by mini_recogniser towards Ann, Ben" in report
+    (line,) = [line for line in report.splitlines() if ", Ben" in line and line.startswith("frame")]
+    assert "guided by mini_recogniser, " in line and "like the reference" in line
+    others = [line for line in report.splitlines() if line.startswith("frame") and line != line_of(report, "Ben")]
+    assert len(others) == 3 and not any("in 3 steps" in line for line in others)
+
+
+def line_of(report, name):
+    return next(line for line in report.splitlines() if line.startswith("frame") and f", {name}" in line)
+
+
+def test_fidelity_by_target(run, pack, mini, portrait, found):
+    given = {"model": mini, "image": portrait, "faces": found(portrait), "fidelity": 0.9}
+    low = run("RestoreFaces", **given, identity_target=0.3)[4]
+    assert float(re.search(r", w ([.\d]+), identity ([.\d]+)", low)[1]) < 0.9
+    high = run("RestoreFaces", **given, identity_target=1.0)[4]
+    assert "identity target 1 not reached" in high and ", w 1, " in high
+    plain = run("Loader", model_name=TINY, recogniser="none")[0]
+    with pytest.raises(pack.errors.BadOption, match="'identity_target' needs a recogniser"):
+        run("RestoreFaces", model=plain, image=portrait, identity_target=0.5)

@@ -24,12 +24,13 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
-        "frames", "large_faces", "grain",
+        "frames", "large_faces", "grain", "identity_target",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
     ],
     "IDCodeFormerPerson": ["name", "file", "recogniser", "save_as", "photos", "people"],
+    "IDCodeFormerPasteFaces": ["image", "faces", "crops", "visibility", "mask"],
     "IDCodeFormerRestoreVideo": [
         "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
         "min_identity",
@@ -41,6 +42,7 @@ OUTPUTS = {
     "IDCodeFormerRestoreFaces": ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING"),
     "IDCodeFormerIdentityScore": ("FLOAT", "FLOAT", "BOOLEAN", "STRING", "IMAGE"),
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
+    "IDCodeFormerPasteFaces": ("IMAGE", "MASK"),
     "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
 }
 
@@ -132,6 +134,7 @@ def test_the_promised_workflows_are_there():
     assert {path.stem for path in WORKFLOWS} >= {
         "restore-a-photo", "fix-faces-text-to-image", "fix-faces-of-an-image", "choose-one-face", "compare-fidelity",
         "video-frames", "identity-gate", "restore-video",
+        "restore-with-a-photo-of-the-person", "family-picture-with-a-gallery",
     }  # fmt: skip
 
 

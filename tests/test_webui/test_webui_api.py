@@ -27,6 +27,7 @@ def asked(image: str, **more: Any) -> SimpleNamespace:
     usual = {
         "reference": [], "model": None, "detector": None, "recogniser": None, "fidelity": 0.8, "visibility": 1.0,
         "minimum_identity": 0.0, "gray": "auto", "faces": "all", "upscale": 1.0,
+        "guidance_steps": 0, "guidance_strength": 1.0,
     }  # fmt: skip
     return SimpleNamespace(**{"image": image, **usual, **more})
 
@@ -41,6 +42,18 @@ def test_restore_is_a_job_of_the_host(door: Door, portrait: np.ndarray) -> None:
     assert answer["summary"] == "1 of 1 faces restored" and face["status"] == "restored"
     assert face["reference_before"] > 0.9 and 0.3 < face["identity"] < 1  # the photo is the picture itself
     assert door.shared.state.jobs[-2:] == ["ID-CodeFormer", "end"]
+
+
+def test_guidance_is_told_of_each_face(door: Door, portrait: np.ndarray) -> None:
+    door.settings()
+    work, models = door.sub("api_work"), door.sub("models").Models()
+    given = {"reference": [encoded(portrait)], "fidelity": 0.3}
+    (plain,) = work.restore(models, asked(encoded(portrait), **given))["faces"]
+    (guided,) = work.restore(models, asked(encoded(portrait), **given, guidance_steps=3))["faces"]
+    assert plain["guidance"] == "" and guided["guidance"].startswith("guided by mini_recogniser, ")
+    assert guided["reference_after"] > plain["reference_after"] + 0.01
+    with pytest.raises(door.sub("core").BadOption, match="Guidance needs a reference photo"):
+        work.restore(models, asked(encoded(portrait), guidance_steps=3))
 
 
 def test_score_finds_the_person(door: Door, group: np.ndarray) -> None:

@@ -57,6 +57,20 @@ def test_only_the_face_most_like_the_photo(door: Door, image: Image.Image) -> No
     assert change.min() > image.width // 4 - 50 and change.max() < image.width // 2 + 50
 
 
+def test_guidance_towards_the_photo_stands_in_the_infotext(door: Door, image: Image.Image) -> None:
+    door.settings()
+    wide = image.resize((image.width * 2, image.height * 2))
+    photo = wide.crop((wide.width // 4, 0, wide.width // 2, wide.height))
+    given = {"enable": True, "faces": "reference", "reference": photo, "fidelity": 0.3}
+    plain = run(door, image, **given).info
+    info = run(door, image, **given, guidance_steps=3.0, guidance_strength=0.9).info  # sliders give floats
+    assert (info["ID-CodeFormer guidance steps"], info["ID-CodeFormer guidance strength"]) == ("3", "0.9")
+    assert info["ID-CodeFormer guidance"].startswith("guided by mini_recogniser, ")
+    likeness = "ID-CodeFormer like the reference"
+    assert float(info[likeness].split(">")[1]) >= float(plain[likeness].split(">")[1]) + 0.01
+    assert not [key for key in plain if "guidance" in key]
+
+
 def test_alpha_and_texts_stay(door: Door, portrait: np.ndarray) -> None:
     door.settings()
     picture = Image.fromarray(portrait).convert("RGBA")
@@ -144,6 +158,9 @@ def test_settings_are_read_back_from_an_infotext(door: Door, image: Image.Image)
     plain = "ID-CodeFormer: 1 of 1 faces restored, ID-CodeFormer fidelity: 1"
     assert extras.values_of(plain, 0.3, 0.3, "centre", 0.3) == [1.0, 1.0, "all", 0.0]  # defaults are not written
     assert extras.values_of("Steps: 20, Sampler: Euler", 0.3, 0.4, "centre", 0.5) == [0.3, 0.4, "centre", 0.5]
+    guided = "ID-CodeFormer fidelity: 0.5, ID-CodeFormer guidance steps: 15, ID-CodeFormer guidance strength: 0.5"
+    assert extras.values_of(guided, 0, 0, "all", 0, 0, 1.0) == [0.5, 1.0, "all", 0.0, 15.0, 0.5]
+    assert extras.values_of(plain, 0, 0, "all", 0, 40, 0.1)[4:] == [0.0, 1.0]
     assert extras.values_of(None, 0.3, 0.4, "centre", 0.5) == [0.3, 0.4, "centre", 0.5]
 
 
@@ -154,7 +171,8 @@ def test_the_read_button_is_connected(door: Door, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gradio.Button, "click", lambda self, **wiring: pressed.append(wiring))
     controls = door.entry.ui()
     (wiring,) = pressed
-    assert wiring["outputs"] == [controls[name] for name in ("fidelity", "visibility", "faces", "minimum_identity")]
+    names = ("fidelity", "visibility", "faces", "minimum_identity", "guidance_steps", "guidance_strength")
+    assert wiring["outputs"] == [controls[name] for name in names]
     assert wiring["fn"]("ID-CodeFormer fidelity: 0.1", 1, 1, "all", 0)[0] == 0.1
 
 

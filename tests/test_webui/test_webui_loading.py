@@ -144,13 +144,14 @@ def test_axes_are_added_once(door: Door) -> None:
     door.callbacks.fire("before_ui")
     door.callbacks.fire("before_ui")
     labels = [axis.label for axis in grid.axis_options]
-    assert labels == ["Nothing", "[ID-CodeFormer] fidelity", "[ID-CodeFormer] model"]
+    assert labels == ["Nothing"] + [f"[ID-CodeFormer] {name}" for name in ("fidelity", "guidance steps", "model")]
 
 
 def test_an_axis_restores_with_its_value(door: Door, generation) -> None:
     grid = door.scripts.add_xyz_grid()
     door.callbacks.fire("before_ui")
-    fidelity, model = grid.axis_options[1:]
+    fidelity, steps, model = grid.axis_options[1:]
+    steps.apply(generation, 7, [7])
     fidelity.apply(generation, 0.3, [0.3])
     model.apply(generation, "mini_codeformer", [])
     assert generation.restore_faces is True
@@ -158,5 +159,6 @@ def test_an_axis_restores_with_its_value(door: Door, generation) -> None:
     door.shared.opts.data.update(generation.override_settings)  # as the host does for each cell
     assert door.shared.opts.face_restoration_model == "ID-CodeFormer"
     assert door.sub("settings").wishes().fidelity == 0.3  # not the host's weight of 0.5
+    assert door.shared.opts.data["id_codeformer_guidance_steps"] == 7
     assert door.sub("settings").choice().restorer == "mini_codeformer"
     assert model.choices()[:3] == ["automatic", "mini_id_codeformer", "mini_codeformer"]

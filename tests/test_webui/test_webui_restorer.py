@@ -69,13 +69,17 @@ def test_all_settings_reach_the_core(door: Door, portrait: np.ndarray, monkeypat
     monkeypatch.setattr(core, "restore", restore)
     door.settings(
         host_weight=False, fidelity=0.25, visibility=0.5, minimum_identity=0.4, gray="force",
-        reference=str(ROOT / "idcodeformer/assets/portrait.jpg"),
+        reference=str(ROOT / "idcodeformer/assets/portrait.jpg"), guidance_steps=9, guidance_strength=0.6,
     )  # fmt: skip
     with pytest.raises(core.BadImage):
         door.restorer.restore(portrait)
     options = seen["wishes"].restore_options()
     assert (options.w, options.strength, options.min_identity, options.gray) == (0.25, 0.5, 0.4, "force")
     assert len(seen["person"]) == 1
+    guidance = seen["wishes"].guidance()
+    assert (guidance.steps, guidance.strength) == (9, 0.6)
+    door.settings(guidance_steps=9, reference="")
+    assert door.sub("settings").wishes().guidance() is None  # nobody to guide towards
 
 
 def test_a_picture_that_cannot_be_restored_goes_on_with_the_reason(
