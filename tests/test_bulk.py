@@ -153,6 +153,19 @@ def test_settings_out_of_range(settings: Callable[..., BulkSettings]) -> None:
             settings(**wrong)
 
 
+def test_the_command_line_gives_settings() -> None:
+    from idcodeformer.cli import build_parser
+    from idcodeformer.cli.bulk import settings_of
+
+    line = ["bulk", "in", "s3://b/out", "-w", "0.3", "--part", "3/16", "--format", "jpg", "--keep", "largest"]
+    asked = settings_of(build_parser().parse_args([*line, "--workers", "4", "--limit", "7", "--model", "x"]))
+    assert (asked.source, asked.target, asked.part, asked.workers, asked.limit) == ("in", "s3://b/out", (3, 16), 4, 7)
+    assert asked.restore.options.w == 0.3 and asked.restore.detect_options.keep == "largest"
+    assert asked.restore.format == "jpg" and asked.restore.models.restorer == "x"
+    with pytest.raises(BadOption, match="--part"):
+        settings_of(build_parser().parse_args([*line, "--part", "3"]))
+
+
 # -- what becomes of it -----------------------------------------------------------------------------------------------
 
 
