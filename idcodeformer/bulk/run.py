@@ -69,7 +69,8 @@ def run_bulk(
                 for done in _stream(ray, settings, run, plan, hashes):
                     _count(summary, done, plan, progress, failed)
     finally:
-        _clear(place, settings.part)
+        for kind in ("plan", "attempts"):  # with the folder, which a disk keeps when its files are gone
+            place.remove_folder(f"{WORK}/{kind}-{run}")
     join(place, settings.part)
     _list_failures(summary, place, folder_of(settings.part))
     summary.seconds = time.perf_counter() - start
