@@ -134,10 +134,36 @@ def test_parts_share_the_pictures_out() -> None:
     assert all(70 < len(share) < 130 for share in shares)
 
 
+def test_a_part_looks_for_its_own_pictures_in_every_part(settings: Callable[..., BulkSettings]) -> None:
+    place = Place("memory://parts")
+    place.remove_folder("")
+    keys = [f"scan{n}.jpg" for n in range(40)]
+    for number in (1, 2):
+        mine = [key for key in keys if in_part(key, (number, 2))]
+        manifest.write_piece(place, (number, 2), [{"kind": "picture", "key": key} for key in mine])
+    assert len(manifest.done(place)) == 40
+    assert len(manifest.done(place, (1, 4))) == sum(in_part(key, (1, 4)) for key in keys) > 0
+    manifest.join(place, (1, 1))  # joins its own pieces alone
+    assert len(place.names(manifest.MANIFEST)) == 2
+
+
 def test_settings_out_of_range(settings: Callable[..., BulkSettings]) -> None:
     for wrong in ({"part": (3, 2)}, {"part": (0, 2)}, {"workers": -1}, {"limit": -1}):
         with pytest.raises(BadOption):
             settings(**wrong)
+
+
+def test_the_command_line_gives_settings() -> None:
+    from idcodeformer.cli import build_parser
+    from idcodeformer.cli.bulk import settings_of
+
+    line = ["bulk", "in", "s3://b/out", "-w", "0.3", "--part", "3/16", "--format", "jpg", "--keep", "largest"]
+    asked = settings_of(build_parser().parse_args([*line, "--workers", "4", "--limit", "7", "--model", "x"]))
+    assert (asked.source, asked.target, asked.part, asked.workers, asked.limit) == ("in", "s3://b/out", (3, 16), 4, 7)
+    assert asked.restore.options.w == 0.3 and asked.restore.detect_options.keep == "largest"
+    assert asked.restore.format == "jpg" and asked.restore.models.restorer == "x"
+    with pytest.raises(BadOption, match="--part"):
+        settings_of(build_parser().parse_args([*line, "--part", "3"]))
 
 
 # -- what becomes of it -----------------------------------------------------------------------------------------------
@@ -285,18 +311,23 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
 
 def test_a_target_takes_one_set_of_options(settings: Callable[..., BulkSettings]) -> None:
-    place, told = Place("memory://claimed"), settings().told("abc")
+    place, told, usual = Place("memory://claimed"), settings().told("abc"), settings().told("")
     place.remove_folder("")
-    manifest.claim(place, told, "1")
-    manifest.claim(place, told, "1")
+    older = json.loads(json.dumps(told))
+    del older["options"]["colour"]  # an option that came with a newer version
+    manifest.claim(place, older, "0", usual)
+    manifest.claim(place, told, "1", usual)
+    place.remove(manifest.RUN)
+    manifest.claim(place, told, "1", usual)
+    manifest.claim(place, told, "1", usual)
     other = json.loads(json.dumps(told))
     other["options"]["w"] = 0.5
     with pytest.raises(BadTarget, match=r"another options.w \(0.8 there, 0.5 asked\)"):
-        manifest.claim(place, other, "2")
+        manifest.claim(place, other, "2", usual)
     place.remove(manifest.RUN)
     manifest.write_piece(place, (1, 1), [{"kind": "picture", "key": "a"}])
     with pytest.raises(BadTarget, match="is gone"):
-        manifest.claim(place, told, "1")
+        manifest.claim(place, told, "1", usual)
 
 
 def test_pieces_are_joined_and_failed_pictures_forgotten_on_demand() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadTarget
-from .listing import digest
+from .listing import digest, in_part
 from .places import Place
 
 if TYPE_CHECKING:
@@ -84,14 +84,15 @@ def _read_piece(place: Place, name: str, columns: list[str] | None = None) -> li
         raise BadTarget(f"{place.url_of(name)} is damaged ({error}); delete it, and run the line again.") from error
 
 
-def done(place: Place) -> np.ndarray:
-    """Sorted digests (32 hex digits) of the pictures that need no more work: 32 bytes for each."""
+def done(place: Place, part: tuple[int, int] = (1, 1)) -> np.ndarray:
+    """Sorted digests (32 hex digits) of this part's pictures that need no more work: 32 bytes for each."""
     import numpy as np
 
     parts = [np.array([], dtype="S32")]
     for name in place.names(MANIFEST):
         rows = _read_piece(place, name, ["kind", "key"])
-        parts.append(np.array([digest(row["key"]) for row in rows if row["kind"] == "picture"], dtype="S32"))
+        keys = (row["key"] for row in rows if row["kind"] == "picture")
+        parts.append(np.array([digest(key) for key in keys if in_part(key, part)], dtype="S32"))
     return np.unique(np.concatenate(parts))
 
 
@@ -121,8 +122,12 @@ def join(place: Place, part: tuple[int, int], drop_failed: bool = False) -> None
         place.remove(name)
 
 
-def claim(place: Place, told: dict[str, Any], options_sha256: str) -> None:
-    """Note at the target which options its results have. Raises BadTarget where it holds those of others."""
+def claim(place: Place, told: dict[str, Any], options_sha256: str, usual: dict[str, Any]) -> None:
+    """Note at the target which options its results have. Raises BadTarget where it holds those of others.
+
+    An option that the target's version of this program did not have counts as its default in ``usual``: an archive is
+    gone on with after an update.
+    """
     data = place.read(RUN)
     if data is None:
         if place.names(MANIFEST):
@@ -132,13 +137,19 @@ def claim(place: Place, told: dict[str, Any], options_sha256: str) -> None:
         place.write(RUN, json.dumps(note, indent=1).encode())
         return
     try:
-        earlier = json.loads(data)
-        other = earlier["options_sha256"] != options_sha256
+        changed = _changed(_over(usual, json.loads(data)["options"]), told)
     except (ValueError, KeyError, TypeError) as error:
         raise BadTarget(f"{place.url_of(RUN)} is damaged ({error}); name another target.") from error
-    if other:
-        changed = ", ".join(_changed(earlier.get("options", {}), told)) or "the options"
-        raise BadTarget(f"{place.url} holds results of another {changed}; name another target, or ask for the same.")
+    if changed:
+        others = ", ".join(changed)
+        raise BadTarget(f"{place.url} holds results of another {others}; name another target, or ask for the same.")
+
+
+def _over(usual: Any, given: Any) -> Any:
+    """``given``, with the values of ``usual`` where it has none."""
+    if not (isinstance(usual, dict) and isinstance(given, dict)):
+        return given
+    return usual | {name: _over(usual.get(name), value) for name, value in given.items()}
 
 
 def _changed(old: Any, new: Any, name: str = "") -> list[str]:

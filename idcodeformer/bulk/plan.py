@@ -60,7 +60,7 @@ def read_shard(place: Place, name: str) -> list[dict[str, str]]:
 def _left(settings: BulkSettings, place: Place, plan: Plan) -> Iterator[Item]:
     import numpy as np
 
-    known = done(place)
+    known = done(place, settings.part)
     for some in _chunks(_named(settings, plan), _LOOKED_UP):
         digests = np.array([digest(item.key) for item in some], dtype="S32")
         there = np.isin(digests, known, assume_unique=False, kind="sort")

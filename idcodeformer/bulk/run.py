@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from ..batch import RestoreSettings
 from ..batch.models import default_model
 from ..errors import BadOption, BadTarget, WorkersFailed
 from ..runtime.memory import free_bytes
 from ..weights.store import find, sha256_of
-from .manifest import FAILED, MANIFEST, SET_ASIDE, WORK, claim, join, read_rows
+from .manifest import FAILED, SET_ASIDE, WORK, claim, folder_of, join, read_rows
 from .places import Place
 from .plan import Plan, make_plan, read_shard
 from .settings import BulkSettings, digest_of
@@ -68,9 +69,10 @@ def run_bulk(
                 for done in _stream(ray, settings, run, plan, hashes):
                     _count(summary, done, plan, progress, failed)
     finally:
-        _clear(place, settings.part)
+        for kind in ("plan", "attempts"):  # with the folder, which a disk keeps when its files are gone
+            place.remove_folder(f"{WORK}/{kind}-{run}")
     join(place, settings.part)
-    _list_failures(summary, place)
+    _list_failures(summary, place, folder_of(settings.part))
     summary.seconds = time.perf_counter() - start
     return summary
 
@@ -114,7 +116,8 @@ def _prepared(settings: BulkSettings, place: Place, write: bool = True) -> tuple
     model_sha256 = sha256_of(find(model, "restorer"))
     told = settings.told(model_sha256)
     if write:
-        claim(place, told, digest_of(told))
+        usual = BulkSettings("", "", RestoreSettings()).told("")
+        claim(place, told, digest_of(told), usual)
     return settings, {"model_sha256": model_sha256, "options_sha256": digest_of(told)}
 
 
@@ -211,9 +214,9 @@ def _count(
         progress(summary.pictures, plan.to_do, summary.faces, summary.failed)
 
 
-def _list_failures(summary: Summary, place: Place) -> None:
+def _list_failures(summary: Summary, place: Place, folder: str) -> None:
     summary.failed = 0
-    for row in read_rows(place, ["kind", "key", "status", "reason"], MANIFEST):
+    for row in read_rows(place, ["kind", "key", "status", "reason"], folder):
         if row["kind"] == "picture" and row["status"] in (FAILED, SET_ASIDE):
             summary.failed += 1
             if len(summary.failures) < _MOST_TOLD:

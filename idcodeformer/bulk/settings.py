@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
-from ..batch import ModelChoice, RestoreSettings
+from ..batch import RestoreSettings
 from ..errors import BadOption
 
 FACES_AT_ONCE = 32  # faces of several pictures that go through the networks together
@@ -36,9 +36,8 @@ class BulkSettings:
 
     def told(self, model_sha256: str) -> dict:
         """What decides how a result looks, as JSON values: a target holds the results of one such set."""
-        choice = self.restore.models
-        everywhere = replace(choice, device=None) if isinstance(choice, ModelChoice) else choice
-        told = replace(self.restore, models=everywhere, out=None, overwrite=False, skip_existing=False).to_dict()
+        models = replace(self.restore.models, restorer="", device=None)  # the file's hash says which, wherever it lies
+        told = replace(self.restore, models=models, out=None, overwrite=False, skip_existing=False).to_dict()
         people = hashlib.sha256(self.people).hexdigest() if self.people else ""
         return told | {"model_sha256": model_sha256, "people_sha256": people}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 import unicodedata
@@ -200,7 +201,7 @@ def detect_options_of(args: argparse.Namespace) -> DetectOptions:
 def default_output(args: argparse.Namespace) -> Path:
     """results/<folder>_<w>, or results/test_img_<w> for single files, as the reference names them."""
     named = [Path(path) for path in [*args.inputs, *args.input_path]]
-    folder = named[0].resolve().name if len(named) == 1 and named[0].is_dir() else "test_img"
+    folder = named[0].resolve().name if len(named) == 1 and os.path.isdir(named[0]) else "test_img"
     return Path("results") / f"{folder}_{args.w:g}"
 
 

@@ -55,8 +55,8 @@ def look_through(paths: Iterable[str | Path], recursive: bool = False, clips: bo
     """
     found = Found([], [])
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
+        if not os.path.isdir(path):  # unlike Path's, no error for a name that is too long
+            if not os.path.exists(path):
                 raise BadImage(f"{path} does not exist; check the path.")
             found.pictures.append((path, Path(path.name)))
             continue

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from dataclasses import dataclass
@@ -82,11 +83,11 @@ def decode(data: bytes, name: str | Path) -> Picture:
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not path.exists():
-        raise BadImage(f"{path} does not exist; check the path.")
-    if path.is_dir():
-        raise BadImage(f"{path} is a folder, not a picture.")
     try:
+        if not os.path.exists(path):  # unlike Path's, no error for a name that is too long
+            raise BadImage(f"{path} does not exist; check the path.")
+        if path.is_dir():
+            raise BadImage(f"{path} is a folder, not a picture.")
         return path.read_bytes()
     except OSError as error:
         raise BadImage(f"{path} cannot be read ({error.strerror}); check its permissions.") from error

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def load_people(source: str | Path, detector: Detector | None, recogniser: Ident
     another recogniser and for a folder without ``detector``, UnsupportedWeights for a file of another kind.
     """
     source = Path(source)
-    if not source.exists():
+    if not os.path.exists(source):  # unlike Path's, no error for a name that is too long
         raise BadImage(f"{source} does not exist; give a folder with a sub-folder of photos for each person.")
     if source.is_file():
         people = read_people(source)

@@ -38,9 +38,9 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, st
     Raises MissingWeights, CorruptWeights, UnsafeWeights or UnsupportedWeights, each naming the file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingWeights(f"There is no file {path}.")
     try:
+        if not os.path.isfile(path):  # unlike Path's, no error for a name that is too long
+            raise MissingWeights(f"There is no file {path}.")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as exc:

@@ -91,7 +91,7 @@ def find(name_or_path: PathLike, kind: str | None = None, folders: Sequence[Path
     """
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, no error for a name that is too long
         return path
     weight = next((w for w in registry.WEIGHTS if w.name == text), None) or registry.by_file(text)
     if weight is None:
@@ -100,7 +100,7 @@ def find(name_or_path: PathLike, kind: str | None = None, folders: Sequence[Path
     if kinds and weight.kind not in kinds:
         raise UnsupportedWeights(f"{weight.name} is a {weight.kind}, not a {kind}. {SEE_LIST}")
     for candidate in _candidates(_names(weight), weight.folder, folders):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise MissingWeights(missing_sentence(weight, folders))
 
@@ -110,7 +110,7 @@ def _find_file(path: Path, folders: Sequence[PathLike]) -> Path:
         registry.by_name(str(path))  # neither a file nor a name: raises with the nearest names
     if not path.is_absolute():
         for candidate in _candidates([str(path)], "", folders):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate
     where = "" if path.is_absolute() else f" in {', '.join(map(str, search_folders(folders)[:-1]))}"
     raise MissingWeights(f"There is no file {path}{where}. Give the full path, or a name. {SEE_LIST}")

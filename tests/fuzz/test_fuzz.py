@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idcodeformer.errors import BadImage, CorruptWeights, UnsupportedWeights
+from idcodeformer.errors import BadImage, CorruptWeights, MissingWeights, UnsupportedWeights
 from idcodeformer.weights.loading import build
 from idcodeformer.weights.reading import read_state
 from tests.fuzz.harness import AREAS, Runner, build_case, run_cases
@@ -142,3 +142,18 @@ def test_the_limit_of_pixels_is_ours_and_can_be_set(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("IDCODEFORMER_MAX_PIXELS", "many")
     with pytest.raises(BadOption, match="give a number of pixels"):
         read(tmp_path / "wide.png")
+
+
+def test_a_name_that_is_too_long_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from idcodeformer.cli import main
+    from training.config import ConfigError, load_config
+
+    long = str(tmp_path / ("x" * 300))
+    for line in (["restore", long], ["people", long], ["restore", long, "--model", long]):
+        assert main(line) == 1
+        told = capsys.readouterr().err
+        assert "does not exist" in told and "Traceback" not in told
+    with pytest.raises(MissingWeights, match="no file"):
+        read_state(long)
+    with pytest.raises(ConfigError, match="no configuration"):
+        load_config(long)

@@ -3,6 +3,7 @@ checks refuse becomes a ConfigError that names the key."""
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence, get_args, get_origin, get_type_hints
@@ -41,13 +42,13 @@ def _plain(loaded: Any, source: str) -> dict[str, Any]:
 
 def _load(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     """A YAML file, over the one its key ``base`` names (relative to itself)."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, no error for a name that is too long
         raise ConfigError(f"There is no configuration {path}. training/configs holds the ones to start from.")
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base. Remove the key 'base' from it.")
     try:
         loaded = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _check_shape(_plain(loaded, str(path)), TrainConfig, extra=("base",))
     assert isinstance(loaded, DictConfig)
