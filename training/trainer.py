@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .checkpoint import check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
-from .data.dataset import PairDataset, PositionBatches, make_loader, to_unit
+from .data.dataset import PositionBatches, make_loader, to_unit
 from .errors import NotFinite
 from .launch import StopSignal, make_fabric, precision_notice
 from .optim import EMA, adam, learning_rate, set_rate
@@ -19,7 +19,7 @@ from .processes import gathered, total
 from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
 from .stages.losses import hinge_discriminator
-from .validation import restore_samples, validate, validation_set
+from .validation import restore_samples, training_data, validate, validation_set
 from .weights import move
 
 __all__ = ["EMA", "NotFinite", "Trainer", "learning_rate"]
@@ -35,7 +35,7 @@ class Trainer:
         if fabric is None:
             self.fabric.launch()
         torch.manual_seed(config.seed)  # the same start on every process
-        self.data = PairDataset(config.data, config.degradation, config.seed)
+        self.data = training_data(config)
         self.data.check()
         self.stage: Stage = build_stage(config, len(self.data.labels))
         self.ema = EMA(self.stage.net, config.optim.ema, config.optim.ema_share)
