@@ -110,9 +110,15 @@ def keep_only_additions(planned: list[tuple[str, str]], present: dict[str, str],
     return keep
 
 
+def index_options() -> list[str]:
+    """The package index that the WebUIs' launchers take from $INDEX_URL."""
+    return ["--index-url", os.environ["INDEX_URL"]] if under_webui() and os.environ.get("INDEX_URL") else []
+
+
 def pip(*arguments: str) -> subprocess.CompletedProcess:
     flags = ["-s"] if sys.flags.no_user_site else []
     command = [sys.executable, *flags, "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
+    command += index_options() if arguments[:1] == ("install",) else []
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -152,8 +158,8 @@ def add(wanted: list[str], present: dict[str, str], dry_run: bool) -> None:
 
 
 def under_webui() -> bool:
-    """The WebUI (A1111, Forge) runs this file at every start, with its own folder on the path."""
-    return has("launch") and has("modules.launch_utils")
+    """The WebUIs run this file at every start, with their own folder on the path (SD.Next has installer.py there)."""
+    return has("launch") and (has("modules.launch_utils") or has("installer"))
 
 
 def report_weights() -> None:

@@ -66,7 +66,8 @@ def machine() -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         cpu = names[0] if names else cpu
     device: dict[str, object] = {
         "cpu": cpu,
@@ -96,5 +97,5 @@ def finish(name: str, results: dict[str, object], path: Path | None) -> None:
     print("\n" + ", ".join(f"{k} {v}" for k, v in machine().items()))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"Results: {path}")

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import BadImage, BadOption, IDCodeFormerError, MissingWeights
+from .errors import BadImage, BadOption, IDCodeFormerError
+from .files.origin import fingerprint, origin_of
 from .files.reading import Picture, read
-from .files.writing import write
+from .files.writing import check_size, write
+from .guidance.optimise import GuidanceOptions
+from .runtime.memory import is_out_of_memory
 from .types import DetectOptions, Detector, Embeddings, FaceReport, RestoreOptions
 
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
@@ -40,6 +43,11 @@ class Outcome:
         return sum(face["status"] == "restored" for face in self.faces)
 
 
+    def entry(self) -> dict[str, Any]:
+        """The line of a report."""
+        return self.__dict__ | {"restored": self.restored}
+
+
 class RestoreJob:
     """Models loaded once, then one file after another."""
 
@@ -49,6 +57,7 @@ class RestoreJob:
         self.references: Any = None
         self.upscaler: Any = None
         self.model = ""
+        self.guidance = GuidanceOptions(args.guide, args.guide_strength, force=args.force_guide)
         # What lies beside a result that is missing was left by a run that was cut off.
         self.replace_extras = args.overwrite or args.skip_existing
 
@@ -61,12 +70,16 @@ class RestoreJob:
         from .restoration.upscaling import load_upscaler
 
         args = self.args
+        given = {"--upscale": args.upscale != 1, "--compare": args.compare, "--save-crops": args.save_crops}
+        if args.aligned and any(given.values()):
+            note(f"--aligned writes restored crops alone: {', '.join(k for k, v in given.items() if v)} is left out.")
         self.model = args.model or default_model()
         restorer = load_restorer(self.model, args.device, args.precision)
         detector = None if args.aligned and not args.reference else load_detector(args.detector, args.device)
         recogniser = load_scorer(args.recogniser, args.device)
-        parser = None if args.aligned else load_face_parser(args.parser, args.device, args.no_hair)
-        self.pipeline = FacePipeline(restorer, detector, recogniser, parser)
+        parser = None if args.aligned else load_face_parser(args.parser, args.device)
+        guide = load_scorer(args.guide_by, args.device) if args.guide and args.guide_by else None
+        self.pipeline = FacePipeline(restorer, detector, recogniser, parser, guide)
         if args.bg_upsampler and args.bg_upsampler.lower() != "none":
             self.upscaler = load_upscaler(args.bg_upsampler, args.device, args.bg_tile)
         elif args.face_upsample and args.upscale > 1:
@@ -74,14 +87,15 @@ class RestoreJob:
         if args.reference:
             if recogniser is None:
                 raise BadOption("--reference needs a recogniser; leave --recogniser none out.")
-            self.references = mean_identity(embed_person(args.reference, detector, recogniser))
+            judges = [recogniser] if guide is None else [recogniser, guide]
+            self.references = [mean_identity(embed_person(args.reference, detector, judge)) for judge in judges]
         note(f"{self.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, w {args.w:g}")
 
     def report(self, outcomes: list[Outcome]) -> dict[str, Any]:
         from . import __version__
 
         options = {name: value for name, value in vars(self.args).items() if name not in ("handler", "command")}
-        files = [outcome.__dict__ | {"restored": outcome.restored} for outcome in outcomes]
+        files = [outcome.entry() for outcome in outcomes]
         return {"version": __version__, "model": self.model, "options": options, "files": files}
 
     def attempt(self, path: Path, target: Path, progress: Callable[[int, int, str], None]) -> Outcome:
@@ -93,15 +107,21 @@ class RestoreJob:
             if self.args.debug:
                 traceback.print_exc()
             told = str(error) if isinstance(error, IDCodeFormerError) else f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                told = f"{path} does not fit into memory; close other programs or scale it down."
             outcome.error = told if str(path) in told else f"{path}: {told}"
         outcome.seconds = round(time.perf_counter() - start, 3)
         return outcome
 
     def _whole(self, path: Path, target: Path, outcome: Outcome, progress: Callable[[int, int, str], None]) -> None:
-        if self._is_kept(FINAL, path, target, outcome):
+        free = self._is_kept(FINAL, path, target, outcome)
+        if free is None:
             return
+        target = free
         picture = read(path)
         outcome.size = picture.size[::-1]
+        height, width = (round(side * self.options.upscale) for side in picture.size)
+        check_size(self._file(FINAL, target, picture), width, height)
         result = self.pipeline(
             list(picture.frames),
             self.options,
@@ -109,6 +129,7 @@ class RestoreJob:
             references=self.references,
             upscaler=self.upscaler,
             progress=progress,
+            guidance=self.guidance,
         )
         frames = result.images[0][None] if len(result.images) == 1 else torch.stack(result.images)
         restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
@@ -125,52 +146,66 @@ class RestoreJob:
 
     def _aligned(self, path: Path, target: Path, outcome: Outcome, progress: Callable[[int, int, str], None]) -> None:
         """The file is a crop already: no detection, no pasting (reference: has_aligned)."""
-        from .restoration.tone import match_gray
-
-        if self._is_kept(RESTORED, path, target, outcome):
+        free = self._is_kept(RESTORED, path, target, outcome)
+        if free is None:
             return
+        target = free
         picture = read(path)
         outcome.size = picture.size[::-1]
         if min(picture.size) < _SMALLEST_CROP:
             raise BadImage(f"{path} is {picture.size[1]}x{picture.size[0]} px, too small for a crop of a face.")
         side = self.pipeline.restorer.size
         pixels = F.interpolate(picture.frames, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
-        faces = self.pipeline.restorer(pixels, self.options, progress)
-        faces = match_gray(faces, pixels, self.options.gray)
+        faces, notes = self.pipeline.restored_crops(pixels, self.options, self.guidance, self.references, progress)
         faces = pixels + self.options.strength * (faces - pixels)
-        outcome.faces = self._aligned_report(pixels, faces)
+        outcome.faces = self._aligned_report(pixels, faces, notes)
+        for number, face in enumerate(outcome.faces):
+            if face["id_sim_input"] is not None and face["id_sim_input"] < self.options.min_identity:
+                least = self.options.min_identity
+                face |= {"status": "skipped", "reason": f"identity {face['id_sim_input']:.2f} is below {least:g}"}
+                faces[number] = pixels[number]
         restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
         outcome.output = str(write(self._file(RESTORED, target, picture), restored, self.args.overwrite))
         outcome.status = "restored"
 
-    def _aligned_report(self, before: Tensor, after: Tensor) -> list[dict[str, Any]]:
+    def _aligned_report(self, before: Tensor, after: Tensor, notes: Sequence[str]) -> list[dict[str, Any]]:
         from .identity.recogniser import cosine
 
         side = float(before.shape[-1])
         lines = []
         for frame in range(len(before)):
             report = FaceReport(frame, 0, (0.0, 0.0, side, side), 1.0, "restored", "aligned input", self.options.w)
+            report = replace(report, guidance=notes[frame] if notes else "")
             recogniser = self.pipeline.recogniser
             if recogniser is not None:
                 old, new = recogniser(before[frame : frame + 1]), recogniser(after[frame : frame + 1])
                 report = replace(report, id_sim_input=float(cosine(old, new)))
                 if self.references is not None:
-                    to_old, to_new = (float(cosine(e, self.references)) for e in (old, new))
+                    to_old, to_new = (float(cosine(e, self.references[0])) for e in (old, new))
                     report = replace(report, id_sim_before=to_old, id_sim_after=to_new)
             lines.append(report.to_dict())
         return lines
 
-    def _is_kept(self, folder: str, source: Path, target: Path, outcome: Outcome) -> bool:
-        """Whether a result is there already; found out before any work is done."""
+    def _is_kept(self, folder: str, source: Path, target: Path, outcome: Outcome) -> Path | None:
+        """Where the result goes, None where it is there already; found out before any work is done.
+
+        A result that bears the mark of another source (grandma.jpg where this is grandma.png) is not this one's.
+        """
         endings = [f".{self.args.format}"] if self.args.format else dict.fromkeys([".png", source.suffix.lower()])
-        files = [self.out / folder / target.with_name(f"{target.name}{self.args.suffix}{end}") for end in endings]
-        there = [file for file in files if file.exists()]
-        if not there or self.args.overwrite:
-            return False
-        if not self.args.skip_existing:
-            raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or name another output.")
-        outcome.status, outcome.output = "kept", str(there[0])
-        return True
+        own = fingerprint(source) if self.args.skip_existing and source.is_file() else ""
+        ending = source.suffix.lstrip(".") or "file"
+        names = [target.name, f"{target.name}_{ending}", *(f"{target.name}_{ending}_{n}" for n in range(2, 100))]
+        for name in names:
+            files = [self.out / folder / target.with_name(f"{name}{self.args.suffix}{end}") for end in endings]
+            there = [file for file in files if file.exists()]
+            if not there or self.args.overwrite:
+                return target.with_name(name)
+            if not self.args.skip_existing:
+                raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or another output.")
+            if origin_of(there[0]) in ("", own):
+                outcome.status, outcome.output = "kept", str(there[0])
+                return None
+        raise BadImage(f"{source}: a hundred results bear this name; name another output folder.")
 
     def _file(self, folder: str, target: Path, picture: Picture) -> Path:
         ending = f".{self.args.format}" if self.args.format else picture.suffix if len(picture.frames) > 1 else ".png"
@@ -205,13 +240,10 @@ def note(text: str) -> None:
 
 def embed_person(photos: Sequence[str | Path], detector: Detector, recogniser) -> Embeddings:
     """Embeddings [len(photos),D] of the largest face of each photo. Raises BadImage naming a photo without a face."""
+    from .identity.people import embed_photos
+
     frames = [read(photo).frames[0] for photo in photos]
-    shown = detector(frames, DetectOptions())
-    largest = [sorted(faces, key=lambda face: -face.area)[:1] for faces in shown]
-    for photo, faces in zip(photos, largest):
-        if not faces:
-            raise BadImage(f"{photo} shows no face; give a photo of the person that does.")
-    return recogniser.embed_faces(frames, largest)
+    return embed_photos(frames, detector, recogniser, [str(photo) for photo in photos])
 
 
 def default_model() -> str:
@@ -229,17 +261,8 @@ def load_scorer(name: str, device: str | None):
     return None if name.lower() == "none" else load_recogniser(name, device)
 
 
-def load_face_parser(name: str, device: str | None, needed: bool):
-    """The parser; with "auto" it is optional, unless an option needs it."""
+def load_face_parser(name: str, device: str | None):
+    """The parser of ``name``, None for "none"."""
     from .compositing.parsing import load_parser
 
-    if name.lower() == "none":
-        return None
-    if name != "auto":
-        return load_parser(name, device)
-    try:
-        return load_parser(device=device)
-    except MissingWeights:
-        if needed:
-            raise
-        return None
+    return None if name.lower() == "none" else load_parser(name, device)

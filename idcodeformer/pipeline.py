@@ -1,6 +1,7 @@
 """Pictures -> restored pictures: detect, select, align, restore, paste, score, over batches of any sizes."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable, Iterator, Sequence
 
 import torch
@@ -10,9 +11,11 @@ from .compositing.blend import paste
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
+from .guidance.optimise import GuidanceOptions, guide, told
+from .identity.people import embed_photos
 from .identity.recogniser import IdentityRecogniser, cosine, mean_identity
 from .report import Scores, report_lines
-from .restoration.tone import match_gray
+from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
     Crops,
@@ -28,6 +31,8 @@ from .types import (
     empty_crops,
 )
 
+References = Embeddings | Sequence[Embeddings] | Sequence[Tensor]
+
 _ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
 _FACES_HELD = 64  # crops that stay on the restorer's device between the steps; more wait where the pictures are
 
@@ -38,6 +43,8 @@ class FacePipeline:
     ``restorer`` and the optional ``detector``, ``recogniser`` and ``parser`` are what ``load_restorer``,
     ``load_detector``, ``load_recogniser`` and ``load_parser`` return, or anything that answers the same calls. Without
     a detector faces must be given; without a recogniser nothing is scored; without a parser the mask is a soft square.
+    ``guide`` is the recogniser that guides towards reference photos; scores are honest where it is another one than
+    ``recogniser``, which guides where none is given.
     """
 
     def __init__(
@@ -46,8 +53,10 @@ class FacePipeline:
         detector: Detector | None = None,
         recogniser: IdentityRecogniser | None = None,
         parser: Callable[[Tensor], Tensor] | None = None,
+        guide: IdentityRecogniser | None = None,
     ):
         self.restorer, self.detector, self.recogniser, self.parser = restorer, detector, recogniser, parser
+        self.guide = guide or recogniser
 
     def __call__(
         self,
@@ -56,17 +65,21 @@ class FacePipeline:
         detect_options: DetectOptions | None = None,
         faces: Sequence[Faces] | None = None,
         masks: Sequence[Tensor | None] | None = None,
-        references: Embeddings | Sequence[Tensor] | None = None,
+        references: References | None = None,
         upscaler: Upscaler | None = None,
         progress: Progress | None = None,
+        guidance: GuidanceOptions | None = None,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
         ``faces`` (a tuple per image) replaces detection; they are all restored unless ``detect_options`` is given too.
         ``masks``: [H,W] or [1,H,W] in [0,1] per image, or None; only there anything changes (and keep="mask" chooses by
-        them). ``references``: photos [3,H,W] of the person, or their Embeddings; each photo's largest face counts.
+        them). ``references``: photos [3,H,W] of the person (each one's largest face counts), or their Embeddings, or
+        those of several recognisers.
         ``upscaler``: [N,3,H,W] -> [N,3,k*H,k*W], for the background and, with ``face_upsample``, for the faces.
-        ``progress(done, total, what)`` with what = "detecting", "restoring", "pasting"; it may raise to cancel.
+        ``guidance`` brings faces nearer to the person on the references; the report says what it did to each.
+        ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
+        cancel.
 
         The results lie on the devices of the images. No face is a normal result: the image resized as asked, a mask of
         zeros, no line in the report. Raises BadImage, BadOption, OutOfMemory.
@@ -76,12 +89,15 @@ class FacePipeline:
             self._recognise()
         batch = check_images(images)
         _check_counts(len(batch), faces, masks)
+        if guidance is not None and guidance.steps and (references is None or not len(references)):
+            raise BadOption("Guidance needs photos of the person; pass references=, or guidance steps of 0.")
         person = self._person(references)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, person)
         crops = self._align(batch, [c.faces for c in chosen], options)
-        after = crops.with_pixels(self._restore(crops, options, progress))
-        scores = self._score(crops, after.pixels, person)
+        pixels, notes = self.restored_crops(crops.pixels, options, guidance, references, progress)
+        after = crops.with_pixels(pixels)
+        scores = replace(self._score(crops, after.pixels, person), guidance=notes)
         report = report_lines(found, chosen, scores, options)
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
@@ -161,14 +177,50 @@ class FacePipeline:
         joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "matrices", "image_index"))
         return Crops(*joined, sizes)
 
-    def _restore(self, crops: Crops, options: RestoreOptions, progress: Progress | None) -> Tensor:
-        if len(crops) == 0:
-            return crops.pixels
-        restored = self.restorer(crops.pixels, options, progress)
+    def restored_crops(
+        self,
+        pixels: Tensor,
+        options: RestoreOptions,
+        guidance: GuidanceOptions | None = None,
+        references: References | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Restored crops [N,3,S,S] of ``pixels``, and what guidance did to each; no line where none was asked for.
+
+        Raises BadOption for guidance without references or without a CodeFormer, BadImage where the network fails.
+        """
+        notes: tuple[str, ...] = ()
+        if len(pixels) == 0:
+            return pixels, notes
+        if guidance is not None and guidance.steps:
+            restored, notes = self._guided(pixels, options, guidance, references, progress)
+        else:
+            restored = self.restorer(pixels, options, progress)
         low, high = restored.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
             raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
-        return match_gray(restored, crops.pixels, options.gray)
+        return match_tone(restored, pixels, options), notes
+
+    def _guided(
+        self,
+        pixels: Tensor,
+        options: RestoreOptions,
+        guidance: GuidanceOptions,
+        references: References | None,
+        progress: Progress | None,
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        if not hasattr(self.restorer, "decoder"):
+            raise BadOption("Guidance needs a CodeFormer; this restorer has no codes. Choose guidance steps of 0.")
+        recogniser, judge = self.guide or self._recognise(), None
+        target = self._person(references, recogniser)
+        if target is None:
+            raise BadOption("Guidance needs photos of the person; pass references=, or guidance steps of 0.")
+        if recogniser is not self.recogniser and self.recogniser is not None:
+            person = self._person(references)
+            assert person is not None
+            judge = (self.recogniser, person)
+        result = guide(self.restorer, pixels, target, recogniser, options, guidance, judge=judge, progress=progress)
+        return result.pixels, told(result, recogniser.name, judge is not None)
 
     def _recognise(self) -> IdentityRecogniser:
         if self.recogniser is None:
@@ -177,21 +229,24 @@ class FacePipeline:
             )
         return self.recogniser
 
-    def _person(self, references: Embeddings | Sequence[Tensor] | None) -> Embeddings | None:
-        """One embedding of the person on the reference photos."""
+    def _person(
+        self, references: References | None, recogniser: IdentityRecogniser | None = None
+    ) -> Embeddings | None:
+        """One embedding of the person on the reference photos, by ``recogniser`` or by the one that scores."""
         if references is None or len(references) == 0:
             return None
         if isinstance(references, Embeddings):
             return mean_identity(references)
+        if isinstance(references[0], Embeddings):
+            name = (recogniser or self._recognise()).name
+            for embedded in references:
+                if embedded.recogniser == name:
+                    return mean_identity(embedded)
+            raise BadOption(f"The references were not embedded by {name}; embed the photos with it, or pass photos.")
         if self.detector is None:
             raise BadOption("Reference photos need a detector; build the pipeline with one, or pass Embeddings.")
         photos = check_images(references)
-        shown = self.detector(photos, DetectOptions())
-        largest = [sorted(here, key=lambda face: -face.area)[:1] for here in shown]
-        for number, here in enumerate(largest):
-            if not here:
-                raise BadImage(f"Reference photo {number} shows no face; give a photo of the person that does.")
-        return mean_identity(self._recognise().embed_faces(photos, largest))
+        return mean_identity(embed_photos(photos, self.detector, recogniser or self._recognise()))
 
     def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> Scores:
         """Similarities of every crop, each a list of N floats or None."""

@@ -15,6 +15,7 @@ class Scores:
     to_input: list[float] | None = None
     before: list[float] | None = None
     after: list[float] | None = None
+    guidance: Sequence[str] = ()  # of every crop, where guidance was asked for
 
     def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
         to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
@@ -48,13 +49,14 @@ def report_lines(
         crop += len(places)
         for number, face in enumerate(here):
             box = tuple(float(v) for v in face.box.tolist())
-            kept = None
+            kept, note = None, ""
             if number in places:
                 place = places[number]
                 outcome = _outcome(scores.of(place), options)
+                note = scores.guidance[place] if scores.guidance else ""
                 if outcome[0] == "restored":
                     kept = sum(reached[:place]) if reached else place
             else:
                 outcome = ("skipped", reasons[number])
-            lines.append(FaceReport(image, number, box, float(face.score), *outcome, crop=kept))
+            lines.append(FaceReport(image, number, box, float(face.score), *outcome, crop=kept, guidance=note))
     return tuple(lines)

@@ -6,7 +6,7 @@ top-left pixel is (0, 0). Matrices are 2x3 and map image points to crop points.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Literal, Protocol, Sequence
+from typing import Any, Callable, Literal, Protocol, Sequence, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ Order = Literal["size", "left_to_right", "score", "centre", "reference"]
 Keep = Literal["all", "largest", "centre", "indices", "mask"]
 Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
+Colour = Literal["low_band", "adain", "off"]
+_CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +112,23 @@ class RestoreOptions:
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
+    colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise BadOption(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         ranges = (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16), ("min_identity", 0, 1))
         for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise BadOption(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}.")
+        if self.batch_size < 0:
+            raise BadOption(f"batch_size is {self.batch_size}; it must be at least 1, or 0 to go by free memory.")
+
+    @property
+    def latent_match(self) -> bool:
+        """Whether the codes take mean and deviation of the input's features (AdaIN)."""
+        return self.adain and self.colour != "off"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +146,7 @@ class FaceReport:
     id_sim_before: float | None = None  # input crop against the reference photos
     id_sim_after: float | None = None  # restored face against the reference photos
     crop: int | None = None  # index in the crops of the Restoration; None where skipped
+    guidance: str = ""  # what guidance by the reference photos did, or why it did nothing; "" where none was asked for
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)

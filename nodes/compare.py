@@ -1,13 +1,14 @@
 """Who is who: the faces of candidate frames against those of reference pictures."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadOption
-from ..idcodeformer.types import Faces
+from ..idcodeformer.types import Embeddings, Faces
 from .draw import Pair
 
 if TYPE_CHECKING:
@@ -55,16 +56,24 @@ class Side:
 
     frames: Frames
     faces: tuple[Faces, ...]
+    embeddings: dict[int, Embeddings] = field(default_factory=dict)  # of the frames that were embedded before
+
+    def embed(self, frame: int, recogniser: IdentityRecogniser) -> Embeddings:
+        """Of all faces of one frame; made once."""
+        if frame not in self.embeddings:
+            self.embeddings[frame] = recogniser.embed_faces(self.frames.part(frame, frame + 1), [self.faces[frame]])
+        return self.embeddings[frame]
 
     def crop(self, frame: int, face: int) -> Tensor:
         """[3,192,192] of one face."""
         from ..idcodeformer.geometry.alignment import align
 
-        return align(self.frames.pixels[frame : frame + 1], [(self.faces[frame][face],)], _CROP_SIDE).pixels[0].cpu()
+        return align(self.frames.part(frame, frame + 1), [(self.faces[frame][face],)], _CROP_SIDE).pixels[0].cpu()
 
-    def largest(self) -> list[Faces]:
-        """Of each frame the largest face only."""
-        return [tuple(sorted(here, key=lambda face: -face.area)[:1]) for here in self.faces]
+    def largest(self) -> dict[int, int]:
+        """The largest face of each frame that shows one: frame -> its number."""
+        shown = {frame: here for frame, here in enumerate(self.faces) if here}
+        return {frame: max(range(len(here)), key=lambda n: here[n].area) for frame, here in shown.items()}
 
 
 def compare(reference: Side, candidate: Side, recogniser: IdentityRecogniser, how: str) -> Comparison:
@@ -95,9 +104,7 @@ def _frame_by_frame(reference: Side, candidate: Side, recogniser: IdentityRecogn
             where = "the reference" if not theirs else "the candidate"
             pairs.append(_lone(f"frame {frame}: no face in {where}", reference, candidate, source, frame))
             continue
-        a = recogniser.embed_faces(reference.frames.pixels[source : source + 1], [theirs])
-        b = recogniser.embed_faces(candidate.frames.pixels[frame : frame + 1], [ours])
-        for i, j, score in match(a, b):
+        for i, j, score in match(reference.embed(source, recogniser), candidate.embed(frame, recogniser)):
             title = f"frame {frame}" + (f", face {j} (reference face {i})" if len(theirs) + len(ours) > 2 else "")
             pairs.append(Pair(title, reference.crop(source, i), candidate.crop(frame, j), score))
         if len(theirs) != len(ours):
@@ -108,19 +115,18 @@ def _frame_by_frame(reference: Side, candidate: Side, recogniser: IdentityRecogn
 def _one_person(reference: Side, candidate: Side, recogniser: IdentityRecogniser) -> Comparison:
     from ..idcodeformer.identity.recogniser import cosine, mean_identity
 
-    photos = reference.largest()
-    person = mean_identity(recogniser.embed_faces(reference.frames.pixels, photos))
-    shown = next(n for n, here in enumerate(photos) if here)
-    picture = Side(reference.frames, tuple(photos)).crop(shown, 0)
-    missing = [n for n, here in enumerate(photos) if not here]
+    largest = reference.largest()
+    vectors = [reference.embed(n, recogniser).vectors[i : i + 1] for n, i in largest.items()]
+    person = mean_identity(Embeddings(torch.cat(vectors), recogniser.name))
+    picture = reference.crop(*next(iter(largest.items())))
+    missing = [n for n in range(len(reference.frames)) if n not in largest]
     notes = [f"reference {n}: no face" for n in missing]
     pairs: list[Pair] = []
     for frame, here in enumerate(candidate.faces):
         if not here:
             pairs.append(Pair(f"frame {frame}: no face in the candidate", picture, None, None))
             continue
-        image = candidate.frames.pixels[frame : frame + 1]
-        scores = cosine(recogniser.embed_faces(image, [here]), person)[:, 0].tolist()
+        scores = cosine(candidate.embed(frame, recogniser), person)[:, 0].tolist()
         best = max(range(len(here)), key=lambda n: scores[n])
         title = f"frame {frame}" + (f", face {best} of {len(here)}" if len(here) > 1 else "")
         pairs.append(Pair(title, picture, candidate.crop(frame, best), scores[best]))

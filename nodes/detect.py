@@ -1,14 +1,15 @@
 """Detect Faces."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadOption
+from ..idcodeformer.types import Faces
 from . import convert, draw, faces, folders, host
-from .managed import ManagedDetector, built_in_recogniser, model_of
+from .managed import Kept, load_together, recogniser_of
 
 _CROP_SIDE = 512  # px
 _SHOWN_FRAMES, _SHOWN_SIDE = 8, 1024  # pictures on the node, px of their longer side
@@ -35,6 +36,9 @@ class DetectFaces:
         "The chosen faces, aligned, 512 px each, as a list; one black crop where there is none.",
     )
     SEARCH_ALIASES = ["face detection", "find faces", "retinaface", "scrfd", "face crop", "face mask", "face bbox"]
+
+    def __init__(self) -> None:
+        self._kept = Kept()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -101,12 +105,12 @@ class DetectFaces:
         }  # fmt: skip
 
     @classmethod
-    def VALIDATE_INPUTS(cls, detector: str | None = None, indices: str | None = None) -> bool | str:
+    def VALIDATE_INPUTS(cls, indices: Any = None) -> bool | str:
         try:
-            faces.parse_indices(indices or "")
+            faces.parse_indices("" if indices is None else str(indices))
         except BadOption as error:
             return str(error)
-        return folders.problem_with("detector", detector) or True
+        return True
 
     @classmethod
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
@@ -119,34 +123,47 @@ class DetectFaces:
     ) -> dict[str, Any]:  # fmt: skip
         frames = convert.frames_of(image)
         options = faces.options_of(confidence, min_eye_distance, max_faces, order, keep, indices)
-        likeness = None
+        sought = options.order == "reference"
+        if sought and reference is None:
+            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
         with host.work():
-            finder = ManagedDetector(detector).load()
-            if options.order == "reference":
-                likeness = self._likeness(reference, finder, model)
+            finder = self._kept.detector(detector)
+            recogniser = recogniser_of(model, self._kept) if sought else None
+            load_together([finder, recogniser])
+            likeness = None
+            if recogniser is not None:
+                photos = convert.frames_of(reference, "reference")
+                likeness = faces.likeness_to(photos, finder.ready(), recogniser.ready())
             masks = convert.masks_for(mask, frames)
-            found = faces.find(frames, finder, options, masks, likeness, min_similarity, host.Progress())
+            found = faces.find(frames, finder.ready(), options, masks, likeness, min_similarity, host.Progress())
             return self._outputs(frames, found)
 
     @staticmethod
-    def _likeness(reference: Tensor | None, finder: Any, model: Any):
-        if reference is None:
-            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
-        recogniser = model_of(model).recogniser() if model is not None else built_in_recogniser().load()
-        if recogniser is None:
-            raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
-        return faces.likeness_to(convert.frames_of(reference, "reference"), finder, recogniser)
-
-    @staticmethod
     def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
-        from ..idcodeformer.geometry.alignment import align
+        preview = convert.Output(frames, frames.size, extra=False)
+        mask = convert.empty_mask(len(frames), frames.size)
+        shown: list[Any] = []
+        crops: list[Tensor] = []
+        for start, stop in frames.chunks():
+            pixels = frames.part(start, stop)
+            for number, image in enumerate(pixels, start):
+                host.raise_if_cancelled()
+                drawn = draw.annotate(image, found.faces[number], found.dropped[number])
+                preview.write(number, drawn)
+                mask[number].copy_(draw.faces_mask(found.size, found.faces[number])[0])
+                if number < _SHOWN_FRAMES:
+                    shown.append(draw.thumbnail(drawn, _SHOWN_SIDE))
+            crops += _crops(pixels, found.faces[start:stop])
+        crops = crops or [torch.zeros(1, _CROP_SIDE, _CROP_SIDE, 3, device=host.output_device())]
+        result = (found, found.count, preview.image, mask, crops)
+        return {"ui": {"images": host.show_on_node(shown)}, "result": result}
 
-        both = list(zip(found.faces, found.dropped))
-        preview = [draw.annotate(image, *of) for image, of in zip(frames.pixels, both)]
-        masks = [draw.faces_mask(found.size, here) for here in found.faces]
-        crops = align(frames.pixels, found.faces, _CROP_SIDE).pixels if found.count else torch.zeros(1, 3, 512, 512)
-        plain = convert.Frames(frames.pixels, None)
-        shown = host.show_on_node([draw.thumbnail(p, _SHOWN_SIDE) for p in preview[:_SHOWN_FRAMES]])
-        pictures = [convert.crops_image(crop[None]) for crop in crops]
-        result = (found, found.count, convert.image_of(preview, plain), convert.mask_of(masks, plain), pictures)
-        return {"ui": {"images": shown}, "result": result}
+
+def _crops(pixels: Tensor, here: Sequence[Faces]) -> list[Tensor]:
+    """IMAGE [1,512,512,3] of each face."""
+    from ..idcodeformer.geometry.alignment import align
+
+    if not any(here):
+        return []
+    crops = align(pixels, here, _CROP_SIDE).pixels
+    return [convert.joined([crop[None]], _CROP_SIDE) for crop in crops]

@@ -5,14 +5,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption
-from ..idcodeformer.types import DetectOptions, Detector, Face, Faces
+from ..idcodeformer.types import DetectOptions, Detector, Embeddings, Face, Faces
 
 if TYPE_CHECKING:
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
-    from .convert import Frames
+    from .convert import Frames, Masks
 
 _FRAMES_AT_ONCE = 8  # between two steps of the progress bar
 _MOST_LIKE = "reference"
@@ -79,22 +80,22 @@ def find(
     frames: Frames,
     detector: Detector,
     options: DetectOptions,
-    masks: Tensor | None = None,
+    masks: Masks | None = None,
     likeness: Callable[[Sequence[Tensor], Sequence[Faces]], list[list[float]]] | None = None,
     min_similarity: float = -1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FoundFaces:
-    """Detect and choose, frame by frame. ``masks`` [B,1,H,W]; ``likeness`` gives one cosine per face."""
+    """Detect and choose, frame by frame; ``likeness`` gives one cosine per face."""
     from ..idcodeformer.detection import select
 
     kept: list[Faces] = []
     dropped: list[tuple[tuple[Face, str], ...]] = []
-    for start in range(0, len(frames), _FRAMES_AT_ONCE):
-        images = frames.pixels[start : start + _FRAMES_AT_ONCE]
+    for start, stop in frames.chunks(most=_FRAMES_AT_ONCE):
+        images = frames.part(start, stop)
         found = detector(list(images), options)
         similar = likeness(list(images), found) if likeness else [None] * len(found)
         for number, (faces, scores) in enumerate(zip(found, similar), start):
-            mask = None if masks is None else masks[number]
+            mask = None if masks is None else masks.part(number, number + 1)[0]
             unlike = [] if scores is None else [n for n, score in enumerate(scores) if score < min_similarity]
             faces, scores, strangers = _without(faces, scores, unlike)
             choice = select(faces, options, frames.size, mask, scores)
@@ -120,17 +121,32 @@ def _unlike(score: float) -> str:
     return f"similarity {score:.2f}"
 
 
-def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecogniser):
-    """A function that scores faces by their likeness to the person in the reference photos (the largest face of each).
+def embedded(frames: Frames, faces: Sequence[Faces], recogniser: IdentityRecogniser) -> Embeddings:
+    """The embeddings of all ``faces``, in order; the frames are looked at a few at a time."""
+    parts = [recogniser.embed_faces(frames.part(a, b), faces[a:b]) for a, b in frames.chunks() if any(faces[a:b])]
+    if not parts:
+        return recogniser.none()
+    return Embeddings(torch.cat([part.vectors for part in parts]), recogniser.name)
 
-    Raises BadImage where no reference photo shows a face.
+
+def person_in(reference: Frames, detector: Detector, recogniser: IdentityRecogniser) -> Embeddings:
+    """One embedding [1,D] of the person on the reference photos: the largest face of each that shows one.
+
+    Raises BadImage where no photo shows a face.
     """
-    from ..idcodeformer.identity.recogniser import cosine, mean_identity
+    from ..idcodeformer.identity.recogniser import mean_identity
 
     photos = find(reference, detector, DetectOptions(keep="largest"))
     if not photos.count:
         raise BadImage("No face was found in 'reference'; link a photo that shows the person's face.")
-    person = mean_identity(recogniser.embed_faces(reference.pixels, photos.faces))
+    return mean_identity(embedded(reference, photos.faces, recogniser))
+
+
+def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecogniser):
+    """A function that scores faces by their likeness to the person in the reference photos. Raises BadImage."""
+    from ..idcodeformer.identity.recogniser import cosine
+
+    person = person_in(reference, detector, recogniser)
 
     def score(images: Sequence[Tensor], faces: Sequence[Faces]) -> list[list[float]]:
         flat = cosine(recogniser.embed_faces(images, faces), person)[:, 0].tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Sequence
 
 from ..idcodeformer.errors import IDCodeFormerError, MissingWeights
 from .extra_paths import configured_folders
@@ -26,6 +27,7 @@ class Kind:
     built_in: dict[str, str]  # what the combo says -> name in the registry
     foreign: tuple[str, ...]  # beginnings of the names of other networks' files in the same folders
     preferred: str = "\0"  # files whose name contains this come before the built-in ones
+    sign: str = ""  # and which hold a tensor of this name
 
 
 KINDS = {
@@ -38,6 +40,7 @@ KINDS = {
         },
         ("gfpgan", "gpen", "restoreformer", "realesrgan", "retinaface", "detection_", "parsing_", "mobilefacenet"),
         "codeformer",
+        "position_emb",
     ),
     "detector": Kind(
         ("facedetection", "insightface", "facexlib", OWN_FOLDER),
@@ -83,12 +86,40 @@ def search_folders(kind: str) -> list[Path]:
     return list(dict.fromkeys([*found, *own_folders(), cache_folder()]))
 
 
-def choices(kind: str) -> list[str]:
+class Choices(list):
+    """A combo that says why it refuses a value. The host compares with ``in`` and shows the list as text.
+
+    A method that validates would be blamed on every input that it takes; the list is blamed on its own input alone. A
+    file that exists counts although it is not listed: under another spelling, or under one of its known names.
+    """
+
+    def __init__(self, kind: str, names: Sequence[str]):
+        super().__init__(names)
+        self._kind, self._refused = kind, ""
+
+    def __contains__(self, value: object) -> bool:
+        if list.__contains__(self, value):
+            return True
+        problem = problem_with(self._kind, value)
+        self._refused = problem or ""
+        return problem is None
+
+    def __str__(self) -> str:
+        return f"{list(self)}. {self._refused}" if self._refused else repr(list(self))
+
+
+def choices(kind: str, *more: str) -> Choices:
     """What the combo offers: preferred files, the built-in ones, then the rest; paths inside a folder with "/"."""
+    from .peek import names_tensor
+
     spec = KINDS[kind]
-    names = sorted({name for folder in search_folders(kind) for name in _files(folder, spec)}, key=str.lower)
-    first = [name for name in names if spec.preferred in PurePosixPath(name).name.lower()]
-    return first + list(spec.built_in) + [name for name in names if name not in first]
+    places = {name: folder / name for folder in reversed(search_folders(kind)) for name in _files(folder, spec)}
+    names = sorted(places, key=str.lower)
+    first = [
+        name for name in names
+        if spec.preferred in PurePosixPath(name).name.lower() and names_tensor(places[name], spec.sign)
+    ]  # fmt: skip
+    return Choices(kind, [*first, *spec.built_in, *(name for name in names if name not in first), *more])
 
 
 def _files(folder: Path, spec: Kind) -> list[str]:
@@ -114,14 +145,36 @@ def locate(kind: str, name: str) -> Path:
     for folder in folders:
         if (folder / relative).is_file():
             return folder / relative
-    return find(relative.name, kind, folders)
-
-
-def problem_with(kind: str, name: str | None) -> str | None:
-    """Why this value of a combo cannot be used, in a sentence; None where it can, or where it is linked."""
     try:
-        if name is not None:
-            locate(kind, name)
+        return find(relative.name, kind, folders)
+    except MissingWeights as error:
+        raise MissingWeights(_missing(name, spec, folders[0])) from error
+
+
+def parser_file() -> Path:
+    """ParseNet's file where it is there, else the built-in parser's."""
+    from ..idcodeformer.compositing.parsing import find_parser
+
+    return find_parser(search_folders("parser"))
+
+
+def _missing(name: str, spec: Kind, folder: Path) -> str:
+    """Which file, where it comes from where that is known, and where it belongs."""
+    from ..idcodeformer.weights.registry import by_file
+
+    weight = by_file(PurePosixPath(name).name)
+    if weight is None:
+        where = " or ".join(f"models/{key}" for key in spec.folders)
+        return f"There is no file {name} in {where}; put it there, or choose one from the list."
+    return f"{weight.file} is missing. Get {weight.source} ({weight.terms}) and put {weight.file} into {folder}."
+
+
+def problem_with(kind: str, name: object) -> str | None:
+    """Why this value of a combo cannot be used, in a sentence; None where it can."""
+    if not isinstance(name, str) or not name:
+        return f"{'Nothing' if name is None or name == '' else name} is no file name; choose one from the list."
+    try:
+        locate(kind, name)
     except IDCodeFormerError as error:
         return str(error)
     return None
@@ -133,7 +186,10 @@ def fingerprint_of(kind: str, name: str | None) -> str:
         path = locate(kind, name) if name else None
     except IDCodeFormerError:
         path = None
-    if path is None:
-        return f"{name}: not there"
+    return f"{name}: not there" if path is None else fingerprint(path)
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file does."""
     stat = path.stat()
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -3,8 +3,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import folders
-from .managed import NO_RECOGNISER, PARSENET_FILE, IDCodeFormerModel
+from ..idcodeformer.errors import BadOption
+from . import folders, host
+from .managed import NO_RECOGNISER, IDCodeFormerModel, allowed
+
+
+class Precisions(list):
+    """All precisions are listed on every machine, for workflows travel; what this one cannot do is refused with why."""
+
+    _refused = ""
+
+    def __contains__(self, value: object) -> bool:
+        from ..idcodeformer.restoration.engine.execution import choose_precision
+
+        if not list.__contains__(self, value):
+            return False
+        try:
+            choose_precision(host.compute_device(), allowed(str(value)))
+        except BadOption as error:
+            self._refused = str(error)
+        return not self._refused
+
+    def __str__(self) -> str:
+        return self._refused or repr(list(self))
 
 
 class LoadIDCodeFormer:
@@ -24,7 +45,7 @@ class LoadIDCodeFormer:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        models, recognisers = folders.choices("restorer"), folders.choices("recogniser")
+        models, recognisers = folders.choices("restorer"), folders.choices("recogniser", NO_RECOGNISER)
         return {
             "required": {
                 "model_name": (
@@ -37,7 +58,7 @@ class LoadIDCodeFormer:
                     },
                 ),
                 "precision": (
-                    ["auto", "fp32", "bf16", "fp16"],
+                    Precisions(["auto", "fp32", "bf16", "fp16"]),
                     {
                         "default": "auto",
                         "tooltip": "auto takes the fastest that is exact enough on this device. Half precision is used "
@@ -45,7 +66,7 @@ class LoadIDCodeFormer:
                     },
                 ),
                 "recogniser": (
-                    [*recognisers, NO_RECOGNISER],
+                    recognisers,
                     {
                         "default": recognisers[0],
                         "tooltip": "Measures identity: the built-in one, or an ArcFace file (w600k_r50.onnx, "
@@ -56,14 +77,9 @@ class LoadIDCodeFormer:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model_name: str | None = None, recogniser: str | None = None) -> bool | str:
-        wanted = None if recogniser == NO_RECOGNISER else recogniser
-        return folders.problem_with("restorer", model_name) or folders.problem_with("recogniser", wanted) or True
-
-    @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, recogniser: str | None = None, **_: Any) -> str:
-        named = (("restorer", model_name), ("recogniser", recogniser), ("parser", PARSENET_FILE))
-        return "\n".join(folders.fingerprint_of(kind, name) for kind, name in named)
+        named = [folders.fingerprint_of("restorer", model_name), folders.fingerprint_of("recogniser", recogniser)]
+        return "\n".join([*named, folders.fingerprint(folders.parser_file())])
 
     def load(self, model_name: str, precision: str, recogniser: str) -> tuple[IDCodeFormerModel]:
         return (IDCodeFormerModel(model_name, precision, recogniser),)

@@ -1,17 +1,19 @@
 """What the loader hands out, with every network's place in memory decided by ComfyUI.
 
-The host caches a node's output and drops it on /free; the weights live in that output and nowhere else, so they go too.
+The host caches a node's output and drops it on /free; the weights live in that output (or in the node itself, which the
+host drops then too) and nowhere else, so they go with it.
 """
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import torch
 from torch import nn
 
-from ..idcodeformer.errors import BadOption, MissingWeights
+from ..idcodeformer.errors import BadOption
 from . import folders, host
 
 if TYPE_CHECKING:
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     from ..idcodeformer.types import Detector
 
 _log = logging.getLogger(__name__)
-_HEADROOM = 256 << 20  # bytes asked for beside the weights, where the caller has no better estimate
+_HEADROOM = 256 << 20  # bytes asked for beside the weights: what detector, recogniser and parser need at most
 NO_RECOGNISER = "none"
-PARSENET_FILE = "parsing_parsenet.pth"
 
 
 class _Shelf(nn.Module):
@@ -40,7 +41,9 @@ class Managed:
     def __init__(self, network: nn.Module):
         self.network = network
         self.device = host.compute_device()
-        self._patcher = self._make_patcher()
+        self.patcher = self._make_patcher()
+        this = weakref.ref(self)  # a cycle would keep the weights until the garbage collector runs
+        network.register_forward_pre_hook(lambda *_: _fetch(this))
 
     def _make_patcher(self) -> Any:
         try:
@@ -51,16 +54,10 @@ class Managed:
             return None
         return ModelPatcher(_Shelf(self.network), load_device=self.device, offload_device=unet_offload_device())
 
-    def load(self, memory: int = _HEADROOM) -> nn.Module:
-        """The network, wholly on the compute device, with ``memory`` bytes (estimated) free for its activations."""
-        if self._patcher is not None:
-            import comfy.model_management as mm
-
-            # A partial load would leave plain torch layers on the CPU: only comfy.ops layers can fetch their weights.
-            mm.load_models_gpu([self._patcher], memory_required=memory, force_full_load=True)
-        if not self._is_there():  # --novram keeps weights away all the same, and a host without patchers moves nothing
+    def fetch(self) -> None:
+        """Bring the network to the compute device if the host has moved it, or a part of it, away meanwhile."""
+        if not self._is_there():
             self.network.to(self.device)
-        return self.network
 
     def _is_there(self) -> bool:
         def same(a: torch.device, b: torch.device) -> bool:
@@ -69,102 +66,171 @@ class Managed:
         return all(same(p.device, self.device) for p in (*self.network.parameters(), *self.network.buffers()))
 
 
+def _fetch(this: weakref.ref[Managed]) -> None:
+    managed = this()
+    if managed is not None:
+        managed.fetch()
+
+
+class Part:
+    """One tool of a run (detector, recogniser, ...): built once, its network under the host's management.
+
+    ``build`` makes the tool of the core; it is called when the network first lies on the compute device. ``network`` is
+    None for what runs outside torch, whose memory the host cannot see.
+    """
+
+    def __init__(self, network: nn.Module | None, build: Callable[[], Any]):
+        self._build, self._tool = build, None
+        self.managed = None if network is None else Managed(network)
+
+    def ready(self) -> Any:
+        """The tool, its network in place. Call ``load_together`` before, with all parts of the run."""
+        if self.managed is not None:
+            self.managed.fetch()  # --novram leaves weights away, and a host without patchers moves nothing
+        if self._tool is None:
+            self._tool = self._build()
+        return self._tool
+
+
+def load_together(parts: Sequence[Part | None], memory: int = 0) -> None:
+    """Ask the host for everything that one run needs, with ``memory`` bytes free for the activations.
+
+    One request, because each may move away whatever is not part of it. None entries are passed over.
+    """
+    wanted = [part.managed for part in parts if part is not None and part.managed is not None]
+    patchers = [managed.patcher for managed in wanted if managed.patcher is not None]
+    if patchers:
+        import comfy.model_management as mm
+
+        # A partial load would leave plain torch layers on the CPU: only comfy.ops layers can fetch their weights.
+        mm.load_models_gpu(patchers, memory_required=max(memory, _HEADROOM), force_full_load=True)
+    for managed in wanted:
+        managed.fetch()
+
+
 class IDCodeFormerModel:
     """The ID_CODEFORMER of the graph: restorer and recogniser, and the parser and the detector once they are needed."""
 
     def __init__(self, model_name: str, precision: str, recogniser_name: str):
-        from ..idcodeformer.restoration.engine.execution import choose_precision
+        from ..idcodeformer.restoration.engine.execution import choose_precision, mixed
         from ..idcodeformer.weights.loading import build
 
         self.name = model_name
-        self.precision = choose_precision(host.compute_device(), _allowed(precision))
-        self._restorer = Managed(build(folders.locate("restorer", model_name), "codeformer"))
-        self.config = self._restorer.network.config
-        self._recogniser = None if recogniser_name == NO_RECOGNISER else ManagedRecogniser(recogniser_name)
-        self._parser: Managed | None = None
-        self._detector: ManagedDetector | None = None
+        device = host.compute_device()
+        self.precision = choose_precision(device, allowed(precision))
+        network = build(folders.locate("restorer", model_name), "codeformer")
+        self.config = network.config
+        if device.type != "cpu":  # now, so that the host counts the bytes that there are
+            mixed(network, self.precision)
+        precise = self.precision  # a lambda that holds ``self`` would be a cycle
+        self.restorer = Part(network, lambda: _restorer(network, device, precise))
+        self.recogniser = None if recogniser_name == NO_RECOGNISER else recogniser_part(recogniser_name)
+        self._parser: Part | None = None
+        self._detector: Part | None = None
         self._last = host.MemoryReturn()  # attributes go in the order they came, so the weights are free before this
 
-    def restorer(self, faces: int) -> CodeFormerRestorer:
-        """The restorer, its network in place, with memory freed for ``faces`` at once."""
-        from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+    def memory(self, faces: int) -> int:
+        """Bytes for the activations of ``faces`` at once in the restorer, as the core estimates them."""
         from ..idcodeformer.runtime.memory import bytes_per_face
 
-        network = self._restorer.load(bytes_per_face(self.config) * max(1, faces))
-        return CodeFormerRestorer(network, self._restorer.device, self.precision)
+        return bytes_per_face(self.config) * max(1, faces)
 
-    def recogniser(self) -> IdentityRecogniser | None:
-        """The recogniser, its network in place; None where the loader was told so."""
-        return self._recogniser.load() if self._recogniser else None
-
-    def parser(self, required: bool) -> FaceParser | None:
-        """ParseNet where its file is there; else None, or MissingWeights (file, URL, folder) if ``required``."""
-        from ..idcodeformer.compositing.parsing import FaceParser
+    def parser(self) -> Part:
+        """ParseNet where its file is there, else the built-in parser."""
         from ..idcodeformer.weights.loading import build
 
         if self._parser is None:
-            try:
-                self._parser = Managed(build(folders.locate("parser", PARSENET_FILE), "parsenet"))
-            except MissingWeights:
-                if required:
-                    raise
-                return None
-        return FaceParser(self._parser.load(), self._parser.device)
+            network = build(folders.parser_file(), "parser")
+            self._parser = Part(network, lambda: _parser(network))
+        return self._parser
 
-    @property
-    def has_parser(self) -> bool:
-        """Whether ParseNet was found when it was last needed."""
-        return self._parser is not None
-
-    def detector(self) -> Detector:
+    def detector(self) -> Part:
         """The built-in detector, for images that come without faces."""
         if self._detector is None:
-            self._detector = built_in_detector()
-        return self._detector.load()
+            self._detector = detector_part(BUILT_IN_DETECTOR)
+        return self._detector
 
 
-class ManagedRecogniser:
+class Kept:
+    """Parts that a node keeps from one execution to the next. The host keeps the node, and drops it on /free.
+
+    A file that has changed is read again.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, tuple[str, str, Part]] = {}
+        self._last = host.MemoryReturn()
+
+    def detector(self, name: str | None = None) -> Part:
+        """By the name in the combo; None is the built-in one."""
+        return self._part("detector", name or BUILT_IN_DETECTOR, detector_part)
+
+    def recogniser(self) -> Part:
+        """The built-in one, for nodes without an ID_CODEFORMER."""
+        return self._part("recogniser", BUILT_IN_RECOGNISER, recogniser_part)
+
+    def _part(self, kind: str, name: str, make: Callable[[str], Part]) -> Part:
+        state = folders.fingerprint_of(kind, name)
+        kept = self._parts.get(kind)
+        if kept is None or kept[:2] != (name, state):
+            self._parts.pop(kind, None)  # before the other is read, so that only one is held
+            kept = (name, state, make(name))
+            self._parts[kind] = kept
+        return kept[2]
+
+
+BUILT_IN_DETECTOR = next(iter(folders.KINDS["detector"].built_in))
+BUILT_IN_RECOGNISER = next(iter(folders.KINDS["recogniser"].built_in))
+
+
+def recogniser_part(name: str) -> Part:
     """A recogniser by the name in its combo."""
+    from ..idcodeformer.weights.loading import build
 
-    def __init__(self, name: str):
-        from ..idcodeformer.weights.loading import build
-
-        path = folders.locate("recogniser", name)
-        network = build(path, "recogniser")
-        self.name = path.stem
-        self._managed = Managed(network)
-
-    def load(self) -> IdentityRecogniser:
-        from ..idcodeformer.identity.recogniser import IdentityRecogniser
-
-        return IdentityRecogniser(self._managed.load(), self.name, self._managed.device)
+    path = folders.locate("recogniser", name)
+    network = build(path, "recogniser")
+    return Part(network, lambda: _recogniser(network, path.stem))
 
 
-class ManagedDetector:
+def detector_part(name: str) -> Part:
     """A detector by the name in its combo. SCRFD runs in ONNX Runtime, whose memory the host cannot see."""
+    from ..idcodeformer.weights.loading import build
 
-    def __init__(self, name: str):
-        from ..idcodeformer.weights.loading import build
-
-        self._path = folders.locate("detector", name)
-        self._managed = None if _is_onnx(self._path) else Managed(build(self._path, "retinaface"))
-
-    def load(self) -> Detector:
-        from ..idcodeformer.detection import RetinaFaceDetector, SCRFDDetector
-
-        if self._managed is None:
-            return SCRFDDetector(self._path, host.compute_device())
-        return RetinaFaceDetector(self._managed.load(), self._managed.device)
+    path = folders.locate("detector", name)
+    if path.suffix.lower() == ".onnx":
+        return Part(None, lambda: _scrfd(path))
+    network = build(path, "retinaface")
+    return Part(network, lambda: _retinaface(network))
 
 
-def built_in_detector() -> ManagedDetector:
-    """The detector of the pack itself."""
-    return ManagedDetector(next(iter(folders.KINDS["detector"].built_in)))
+def _restorer(network: Any, device: torch.device, precision: Any) -> CodeFormerRestorer:
+    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+
+    return CodeFormerRestorer(network, device, precision, in_place=True)
 
 
-def built_in_recogniser() -> ManagedRecogniser:
-    """The recogniser of the pack itself, for nodes without an ID_CODEFORMER."""
-    return ManagedRecogniser(next(iter(folders.KINDS["recogniser"].built_in)))
+def _recogniser(network: nn.Module, name: str) -> IdentityRecogniser:
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
+
+    return IdentityRecogniser(network, name, host.compute_device())
+
+
+def _parser(network: nn.Module) -> FaceParser:
+    from ..idcodeformer.compositing.parsing import FaceParser
+
+    return FaceParser(network, host.compute_device())
+
+
+def _retinaface(network: nn.Module) -> Detector:
+    from ..idcodeformer.detection import RetinaFaceDetector
+
+    return RetinaFaceDetector(network, host.compute_device())
+
+
+def _scrfd(path: Path) -> Detector:
+    from ..idcodeformer.detection import SCRFDDetector
+
+    return SCRFDDetector(path, host.compute_device())
 
 
 def model_of(model: Any) -> IDCodeFormerModel:
@@ -174,12 +240,16 @@ def model_of(model: Any) -> IDCodeFormerModel:
     return model
 
 
-def _allowed(precision: str) -> str:
+def recogniser_of(model: Any, kept: Kept) -> Part:
+    """The recogniser of ``model``, or the built-in one where none is linked. Raises BadOption where it has none."""
+    part = kept.recogniser() if model is None else model_of(model).recogniser
+    if part is None:
+        raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
+    return part
+
+
+def allowed(precision: str) -> str:
     """fp32 where the host was started with --force-fp32, and for "auto" on cards that are slow in half precision."""
     if host.forced_fp32():
         return "fp32"
     return "fp32" if precision == "auto" and not host.half_precision_allowed(host.compute_device()) else precision
-
-
-def _is_onnx(path: Path) -> bool:
-    return path.suffix.lower() == ".onnx"

@@ -11,29 +11,37 @@ from . import convert, host
 
 if TYPE_CHECKING:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+    from .managed import Part
 
 # Share of the bar each stage ends at, by where the time goes on a CPU; on a GPU it is over before one looks.
 _STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "pasting": (0.8, 1.0)}
 
 
 class StagedProgress:
-    """The pipeline's (done, total, what) on one bar of 100 steps."""
+    """The pipeline's (done, total, what), called for one part of the frames after another, on one bar of 100 steps."""
 
     def __init__(self, bar: host.Progress):
         self._bar = bar
+        self._from, self._to = 0.0, 1.0
+
+    def part(self, start: int, stop: int, total: int) -> None:
+        """From now on the frames from ``start`` to ``stop`` of ``total`` are in work."""
+        self._from, self._to = start / max(1, total), stop / max(1, total)
 
     def __call__(self, done: int, total: int, what: str, shown: Tensor | None = None) -> None:
         start, end = _STAGES.get(what, (0.0, 1.0))
         share = start + (end - start) * (done / max(1, total))
+        share = self._from + (self._to - self._from) * share
         self._bar(round(100 * share), 100, None if shown is None else convert.pil_of(shown))
 
 
 class PreviewingRestorer:
     """A restorer that shows each batch of faces as soon as it is done: input on the left, restored on the right."""
 
-    def __init__(self, restorer: CodeFormerRestorer, progress: StagedProgress):
-        self._restorer, self._progress = restorer, progress
-        self.size, self.device = restorer.size, restorer.device
+    def __init__(self, part: Part, progress: StagedProgress):
+        self._part, self._progress = part, progress
+        self.restorer: CodeFormerRestorer = part.ready()
+        self.size, self.device = self.restorer.size, self.restorer.device
 
     def __call__(
         self, pixels: Tensor, options: RestoreOptions | None = None, progress: Progress | None = None
@@ -42,12 +50,13 @@ class PreviewingRestorer:
         from ..idcodeformer.runtime.memory import faces_per_batch
 
         options = options or RestoreOptions()
-        step = options.batch_size or faces_per_batch(self._restorer.config, self.device)
+        restorer = self._part.ready()  # its engine calls no forward, so no hook brings weights back
+        step = options.batch_size or faces_per_batch(restorer.config, self.device)
         done: list[Tensor] = []
         for start in range(0, len(pixels), step):
             part = pixels[start : start + step]
             self._progress(start, len(pixels), "restoring", torch.cat([part[0], part[0]], 2) if not done else None)
-            restored = self._restorer(part, options)
+            restored = restorer(part, options)
             done.append(restored)
             self._progress(start + len(part), len(pixels), "restoring", torch.cat([part[-1], restored[-1]], 2))
         return torch.cat(done)

@@ -8,38 +8,42 @@ from torch import Tensor
 from . import convert
 
 if TYPE_CHECKING:
-    from ..idcodeformer.types import FaceReport, Restoration
+    from ..idcodeformer.types import FaceReport, RestoreOptions
     from .compare import Comparison
     from .faces import FoundFaces
     from .managed import IDCodeFormerModel
+    from .stream import Restored
 
 _MOST_LINES = 400
 
 
 def restoration(
-    result: Restoration,
+    done: Restored,
     model: IDCodeFormerModel,
     frames: convert.Frames,
-    paste_classes: str,
+    options: RestoreOptions,
     mask: Tensor | None,
     given: FoundFaces | None,
+    upscaler: bool,
 ) -> str:
     """What Restore Faces did, face by face; also with those that Detect Faces had left out of ``given``."""
-    restored = [line for line in result.report if line.status == "restored"]
-    head = f"{len(restored)} of {len(result.report)} faces restored in {len(frames)} frames with {model.name}, w "
+    restored = [line for line in done.report if line.status == "restored"]
+    head = f"{len(restored)} of {done.found} faces restored in {len(frames)} frames with {model.name}, w "
     lines = [head + (f"{restored[0].w:g}" if restored else "-")]
     scores = [line.id_sim_input for line in restored if line.id_sim_input is not None]
     if scores:
         lines.append(f"identity to the input: mean {sum(scores) / len(scores):.3f}, lowest {min(scores):.3f}")
     if mask is not None and len(frames) and convert.masks_for(mask, frames) is None:
         lines.append("mask: the empty placeholder of Load Image, so the whole picture counts")
-    if paste_classes == "automatic" and restored and not model.has_parser:
-        lines.append("pasted with a soft square: parsing_parsenet.pth is not in models/facedetection")
-    if not result.report:
+    if done.masked:
+        lines.append(f"nothing to do in {len(done.masked)} of {len(frames)} frames: the mask is black")
+    if options.face_upsample and not upscaler:
+        lines.append("face_upsample does nothing: no upscale_model is linked")
+    if not done.found and (not len(frames) or len(done.masked) < len(frames)):
         lines.append("no face was found")
     left_out = given.left_out if given is not None else []
     return _joined(
-        lines + [_face(line) for line in result.report]
+        lines + [_face(line) for line in done.report]
         + [f"frame {frame}: a face left out by Detect Faces, {reason}" for frame, reason in left_out]
     )  # fmt: skip
 

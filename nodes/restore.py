@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..idcodeformer.errors import BadImage
+from ..idcodeformer.errors import BadImage, BadOption
 from ..idcodeformer.types import RestoreOptions
-from . import convert, faces, host, report
-from .managed import IDCodeFormerModel, model_of
+from . import convert, faces, host, report, stream
+from .managed import IDCodeFormerModel, load_together, model_of
 from .preview import PreviewingRestorer, StagedProgress
 from .upscale import upscaler_of
 
@@ -75,7 +75,9 @@ class RestoreFaces:
                 ),
                 "colour_match": (
                     "BOOLEAN",
-                    {"default": True, "tooltip": "Give the restored face the colour statistics of the input face."},
+                    {"default": True,
+                     "tooltip": "Give the restored face the colours of the input face, as 'colour' says. Off: the "
+                     "network's own colours."},
                 ),
                 "gray_mode": (
                     ["auto", "force", "off"],
@@ -109,51 +111,72 @@ class RestoreFaces:
                      "tooltip": "A restored face less like the input face than this (cosine similarity) is not put "
                      "back. 0: all are."},
                 ),
+                "colour": (
+                    ["low_band", "adain", "off"],
+                    {"default": "low_band",
+                     "tooltip": "low_band: the broad colours of the face stay those of the input. adain: only the "
+                     "network's own match, as in the reference. off: neither."},
+                ),
             },
         }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, paste_classes: Any = None) -> bool | str:
+        if paste_classes is None or paste_classes in PASTE_CLASSES:
+            return True
+        return f"'{paste_classes}' is none of {', '.join(PASTE_CLASSES)}."
 
     def restore(
         self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
         face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
-        min_identity: float = 0.0,
+        min_identity: float = 0.0, colour: str = "low_band",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
+            colour=colour if colour_match else "off",
         )  # fmt: skip
         frames = convert.frames_of(image)
+        _need_recogniser(model_of(model), min_identity, reference)
         with host.work(), upscaler_of(upscale_model) as upscaler:
-            result = _run(model_of(model), frames, options, paste_classes, faces, mask, reference, upscaler)
-        if when_no_face == "error" and not any(result.faces):
+            done = _run(model, frames, options, paste_classes, faces, mask, reference, upscaler)
+        if when_no_face == "error" and not done.found and not done.masked:
             raise BadImage(
                 "No face was found. Lower 'confidence' or 'min_eye_distance' in Detect Faces, or set when_no_face "
                 "to pass."
             )
-        pictures = convert.crops_image(result.crops_out.pixels), convert.crops_image(result.crops_in.pixels)
-        text = report.restoration(result, model, frames, paste_classes, mask, faces)
-        return convert.image_of(result.images, frames), *pictures, convert.mask_of(result.masks, frames), text
+        text = report.restoration(done, model, frames, options, mask, faces, upscale_model is not None)
+        crops = (convert.joined(parts, model.config.img_size) for parts in (done.after, done.before))
+        return done.image, *crops, done.mask, text
 
 
-def _run(model, frames, options, paste_classes, given, mask, reference, upscaler):
+def _need_recogniser(model: IDCodeFormerModel, min_identity: float, reference: Any) -> None:
+    """Raises BadOption in words of the graph; the host cannot tell before, since the model is a link."""
+    if model.recogniser is None and (min_identity > 0 or reference is not None):
+        wanted = "min_identity" if min_identity > 0 else "reference"
+        raise BadOption(
+            f"'{wanted}' needs a recogniser, and Load ID-CodeFormer has 'none'; choose one there, or "
+            + ("set min_identity to 0." if min_identity > 0 else "unlink reference.")
+        )
+
+
+def _run(model, frames, options, paste_classes, given, mask, reference, upscaler) -> stream.Restored:
     """Everything that computes: the pipeline with the model's parts, over all frames."""
     from ..idcodeformer.pipeline import FacePipeline
 
     found = faces.faces_of(given, frames)
-    needs_detector = found is None or reference is not None
-    progress = StagedProgress(host.Progress(100))
-    pipeline = FacePipeline(
-        PreviewingRestorer(model.restorer(_FACES_AT_ONCE), progress),
-        model.detector() if needs_detector else None,
-        model.recogniser(),
-        None if paste_classes == SQUARE else model.parser(required=paste_classes != PASTE_CLASSES[0]),
-    )
     masks = convert.masks_for(mask, frames)
-    photos = None if reference is None else list(convert.frames_of(reference, "reference").pixels)
-    return pipeline(
-        frames.pixels, options, faces=found, masks=None if masks is None else list(masks), references=photos,
-        upscaler=upscaler, progress=progress,
-    )  # fmt: skip
+    photos = None if reference is None else convert.frames_of(reference, "reference")
+    detector = model.detector() if found is None or photos is not None else None
+    parser = None if paste_classes == SQUARE else model.parser()
+    parts = [model.restorer, detector, model.recogniser, parser]
+    load_together(parts, model.memory(_FACES_AT_ONCE))
+    progress = StagedProgress(host.Progress(100))
+    tools = [None if part is None else part.ready() for part in parts[1:]]
+    pipeline = FacePipeline(PreviewingRestorer(model.restorer, progress), *tools)
+    person = None if photos is None else faces.person_in(photos, tools[0], tools[1])
+    return stream.restore(pipeline, frames, options, found, masks, person, upscaler, progress)
 
 
 def _classes(choice: str) -> tuple[int, ...] | None:

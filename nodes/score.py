@@ -1,14 +1,15 @@
 """Identity Score."""
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..idcodeformer.errors import BadOption
-from ..idcodeformer.types import DetectOptions
+from ..idcodeformer.types import DetectOptions, Embeddings, Faces
 from . import compare, convert, draw, faces, host, report
-from .managed import built_in_detector, built_in_recogniser, model_of
+from .managed import Kept, Part, load_together, recogniser_of
 
 _SHOWN_LINES = 60  # on the node
 
@@ -34,6 +35,10 @@ class IdentityScore:
         "The compared faces side by side with their scores.",
     )
     SEARCH_ALIASES = ["face similarity", "identity similarity", "arcface", "face distance", "compare faces", "id-sim"]
+
+    def __init__(self) -> None:
+        self._kept = Kept()
+        self._known: _Known | None = None
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -67,25 +72,53 @@ class IdentityScore:
         reference_faces: Any = None, candidate_faces: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
         with host.work():
-            result = _compare(reference, candidate, compare, model, reference_faces, candidate_faces)
+            result = self._compare(reference, candidate, compare, model, reference_faces, candidate_faces)
         text = report.comparison(result, threshold)
         chart = draw.chart(result.pairs, threshold, result.verdict(threshold))
         shown = {"images": host.show_on_node([convert.pil_of(chart)]), "text": text.splitlines()[:_SHOWN_LINES]}
-        values = (result.mean, result.lowest, result.same_person(threshold), text, convert.crops_image(chart[None]))
+        values = (result.mean, result.lowest, result.same_person(threshold), text, convert.joined([chart[None]], 0))
         return {"ui": shown, "result": values}
 
+    def _compare(self, reference, candidate, how: str, model, reference_faces, candidate_faces):
+        """Everything that computes: the faces that were not given, their embeddings, the pairs."""
+        recogniser = recogniser_of(model, self._kept)
+        detector = None
+        if reference_faces is None or candidate_faces is None:
+            detector = self._kept.detector() if model is None else model.detector()
+        load_together([recogniser, detector])
+        photos = convert.frames_of(reference, "reference")
+        first = self._reference(photos, reference_faces, recogniser, detector)
+        frames = convert.frames_of(candidate, "candidate")
+        second = compare.Side(frames, _faces(frames, candidate_faces, detector))
+        return compare.compare(first, second, recogniser.ready(), how)
 
-def _compare(reference: Tensor, candidate: Tensor, how: str, model: Any, reference_faces: Any, candidate_faces: Any):
-    """Everything that computes: the faces that were not given, their embeddings, the pairs."""
-    recogniser = model_of(model).recogniser() if model is not None else built_in_recogniser().load()
-    if recogniser is None:
-        raise BadOption("Load ID-CodeFormer was told to load no recogniser; choose one there, or unlink 'model'.")
-    sides = []
-    for image, given, name in ((reference, reference_faces, "reference"), (candidate, candidate_faces, "candidate")):
-        frames = convert.frames_of(image, name)
-        found = faces.faces_of(given, frames, f"{name}_faces")
-        if found is None:
-            detector = model.detector() if model is not None else built_in_detector().load()
-            found = faces.find(frames, detector, DetectOptions(), progress=host.Progress()).faces
-        sides.append(compare.Side(frames, found))
-    return compare.compare(*sides, recogniser, how)
+    def _reference(self, frames: convert.Frames, given: Any, recogniser: Part, detector: Part | None) -> compare.Side:
+        """The reference with its faces, and their embeddings where it is the one of the last execution."""
+        faces.faces_of(given, frames, f"{frames.name}_faces")
+        digest = frames.digest()
+        if self._known is None or not self._known.fits(digest, given, recogniser):
+            found = _faces(frames, given, detector)
+            self._known = _Known(digest, given, weakref.ref(recogniser), found, {})
+        return compare.Side(frames, self._known.faces, self._known.embeddings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is remembered of a reference: no pixel of it."""
+
+    digest: str
+    given: Any
+    recogniser: weakref.ref[Part]
+    faces: tuple[Faces, ...]
+    embeddings: dict[int, Embeddings]
+
+    def fits(self, digest: str, given: Any, recogniser: Part) -> bool:
+        return self.digest == digest and self.given is given and self.recogniser() is recogniser
+
+
+def _faces(frames: convert.Frames, given: Any, detector: Part | None) -> tuple[Faces, ...]:
+    found = faces.faces_of(given, frames, f"{frames.name}_faces")
+    if found is not None:
+        return found
+    assert detector is not None
+    return faces.find(frames, detector.ready(), DetectOptions(), progress=host.Progress()).faces

@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "gpu": (torch.cuda.is_available(), "needs CUDA"),
+        "webui": (bool(os.environ.get("WEBUI_DIR")), "needs WEBUI_DIR"),
         "comfy": (bool(os.environ.get("COMFYUI_DIR")), "needs COMFYUI_DIR"),
         "parity": (bool(os.environ.get("IDCODEFORMER_PARITY")), "needs IDCODEFORMER_PARITY"),
     }
@@ -82,3 +83,20 @@ def tiny_recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = ((2, 16, 1, 2), (2, 16, 1, 2), (2, 16, 1, 2))
     network = MobileFaceNet(MobileFaceNetConfig(stages=stages, stem=16, head=32, embedding_dim=16))
     return save(network, tmp_path_factory.mktemp("weights") / "tiny_recogniser.safetensors")
+
+
+@pytest.fixture
+def latin_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text files opened without an encoding are in cp1252, as on many a Windows."""
+    import builtins
+    import io
+
+    real = io.open
+
+    def opened(file, mode="r", buffering=-1, encoding=None, *more, **named):
+        if "b" not in mode and encoding in (None, "locale"):
+            encoding = "cp1252"
+        return real(file, mode, buffering, encoding, *more, **named)
+
+    monkeypatch.setattr(io, "open", opened)
+    monkeypatch.setattr(builtins, "open", opened)

@@ -70,7 +70,7 @@ def test_crops_keep_folders_and_people(tmp_path: Path, detector: KnownFaces) -> 
     picture(tmp_path / "in/bob/deep/2.png", 2)
     detector.faces = {1: (face(200),), 2: (face(160, (120, 200)), face(160, (290, 200)))}
     report = align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
-    paths = ["ann/1.png", "bob/deep/2.png", "bob/deep/2_1.png"]
+    paths = ["ann/1_0.png", "bob/deep/2_0.png", "bob/deep/2_1.png"]
     table = rows(tmp_path / "out/images.csv")
     assert [r["path"] for r in table] == paths and [r["identity"] for r in table] == ["ann", "deep", "deep"]
     assert all(Image.open(tmp_path / "out" / p).size == (128, 128) for p in paths)
@@ -84,7 +84,7 @@ def test_the_crop_is_the_square_that_was_asked_for(tmp_path: Path, detector: Kno
     picture(tmp_path / "in/1.png", 1)
     detector.faces = {1: (face(256),)}
     align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
-    crop = np.asarray(Image.open(tmp_path / "out/1.png"), dtype=float)[64, :, 0]
+    crop = np.asarray(Image.open(tmp_path / "out/1_0.png"), dtype=float)[64, :, 0]
     source = np.linspace(0, 255, SIDE)
     expected = np.interp(72.5 + (np.arange(128) + 0.5) * 2 - 0.5, np.arange(SIDE), source)
     assert np.abs(crop - expected).max() < 1.5
@@ -136,13 +136,13 @@ def test_a_cut_run_goes_on_where_it_stopped(tmp_path: Path, detector: KnownFaces
     whole = (out / "images.csv").read_bytes()
     journal = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (out / "journal.jsonl").write_bytes(b"".join(journal[:3]) + journal[3][:20])  # killed while writing the fourth
-    (out / "5.png").unlink()
-    first = (out / "0.png").stat().st_mtime_ns
+    (out / "5_0.png").unlink()
+    first = (out / "0_0.png").stat().st_mtime_ns
     detector.seen = 0
     report = align_folder(tmp_path / "in", out, OPTIONS)
     assert detector.seen == 3 and report["crops"] == 6
-    assert (out / "images.csv").read_bytes() == whole and (out / "5.png").is_file()
-    assert (out / "0.png").stat().st_mtime_ns == first
+    assert (out / "images.csv").read_bytes() == whole and (out / "5_0.png").is_file()
+    assert (out / "0_0.png").stat().st_mtime_ns == first
     assert len((out / "journal.jsonl").read_text().splitlines()) == 6
     detector.seen = 0
     align_folder(tmp_path / "in", out, OPTIONS)
@@ -169,7 +169,7 @@ def test_two_files_of_one_name_give_two_crops(tmp_path: Path, detector: KnownFac
     shutil.copy(tmp_path / "in/a.png", tmp_path / "in/a.bmp")  # told by content, so the ending does not matter
     detector.faces = {1: (face(200),)}
     align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
-    assert sorted(r["path"] for r in rows(tmp_path / "out/images.csv")) == ["a_bmp.png", "a_png.png"]
+    assert sorted(r["path"] for r in rows(tmp_path / "out/images.csv")) == ["a_bmp_0.png", "a_png_0.png"]
 
 
 def test_nothing_to_align_is_said(tmp_path: Path) -> None:
@@ -198,3 +198,41 @@ def test_the_command_on_a_photograph(tmp_path: Path, photos: Path, capsys: pytes
     assert report["crops"] == 4 and "4 crops" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("group*.jpg"))) == 4
     assert main([*arguments, "--confidence", "2"]) == 2
+
+
+def test_the_second_face_of_a_photo_and_the_first_of_its_namesake_are_two_files(
+    tmp_path: Path, detector: KnownFaces
+) -> None:
+    picture(tmp_path / "in/photo.png", 2)
+    picture(tmp_path / "in/photo_1.png", 1)
+    detector.faces = {1: (face(200),), 2: (face(160, (120, 200)), face(160, (290, 200)))}
+    report = align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
+    table = rows(tmp_path / "out/images.csv")
+    pairs = [(r["path"], r["source"]) for r in table]
+    assert pairs == [("photo_0.png", "photo.png"), ("photo_1.png", "photo.png"), ("photo_1_0.png", "photo_1.png")]
+    assert report["crops"] == 3 == len(list((tmp_path / "out").glob("*.png")))
+
+
+def test_names_that_would_still_collide_are_refused(tmp_path: Path, detector: KnownFaces) -> None:
+    for name in ("a.png", "a.bmp", "a_bmp.jpg"):
+        picture(tmp_path / "in" / name, 1)
+    with pytest.raises(DataError, match=r"a\.bmp and a_bmp\.jpg"):
+        align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
+    (tmp_path / "in/a_bmp.jpg").unlink()
+    (tmp_path / "in/a.bmp").unlink()
+    detector.faces = {1: (face(200),)}
+    (tmp_path / "out").mkdir(exist_ok=True)
+    record = {"source": "gone.png", "crops": [{"path": "a_0.png"}], "dropped": []}
+    (tmp_path / "out/journal.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "out/a_0.png").write_bytes(b"old")
+    with pytest.raises(DataError, match="a_0.png is there already"):
+        align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
+    assert (tmp_path / "out/a_0.png").read_bytes() == b"old"
+
+
+def test_a_locale_that_is_not_utf_8(tmp_path: Path, detector: KnownFaces, latin_locale) -> None:
+    picture(tmp_path / "in/\u732b.png", 1)
+    detector.faces = {1: (face(200),)}
+    for _ in range(2):
+        align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
+    assert json.loads((tmp_path / "out/report.json").read_bytes())["crops"] == 1

@@ -12,16 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "idcodeformer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
+WEBUI = [*sorted((ROOT / "sdwebui").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Imported only inside the functions that need them.
 HEAVY = {"cv2", "PIL", "facexlib", "onnx", "onnxruntime", "insightface", "torchvision", "spandrel", "tqdm", "scipy"}
-HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution", "launch"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution"}
+WEBUIS = {"modules", "modules_forge", "backend", "ldm_patched", "launch", "gradio", "fastapi", "pydantic"}
+HOST = COMFYUI | WEBUIS
+ROOMS = {"nodes", "training", "sdwebui", "scripts"}  # beside the core
 # The rooms in the order in which a picture passes them: a room imports only itself and rooms above it in this list.
 LAYERS = [
     {"errors", "types", "__version__"},
     {"geometry", "networks", "runtime", "files"},
     {"weights"},
     {"detection", "identity", "restoration"},
-    {"compositing", "report"},
+    {"compositing", "report", "guidance"},
     {"pipeline"},
     {"batch"},
     {"cli", "__main__"},
@@ -65,13 +69,15 @@ def test_the_core_imports_in_one_direction(path: Path) -> None:
     for level, module, line in imports(path):
         first = module.split(".")[0]
         if level == 0:
+            assert first not in HOST | ROOMS | {"idcodeformer"}, where(path, line)
+        elif level == len(inside) and own != "__init__":  # a sibling in the package's top folder
             assert first not in HOST | {"nodes", "training", "idcodeformer"}, where(path, line)
         elif level == len(inside) and own != "__init__" and first != own:  # another room
             assert layer(first) <= layer(own), f"{where(path, line)}: {own} must not import {first}"
         assert level <= len(inside), f"{where(path, line)} reaches outside the package"
 
 
-@pytest.mark.parametrize("path", CORE + NODES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", CORE + NODES + WEBUI, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     heavy = [where(path, line) for _, module, line in imports(path, True) if module.split(".")[0] in HEAVY]
     assert not heavy
@@ -80,17 +86,27 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 @pytest.mark.parametrize("path", NODES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nodes_know_the_core_and_not_the_training(path: Path) -> None:
     for level, module, line in imports(path):
-        assert module.split(".")[0] not in ({"training"} if level else {"training", "idcodeformer", "nodes"}), where(
-            path, line
-        )
+        first = module.split(".")[0]
+        barred = ROOMS - {"nodes"} if level else ROOMS | WEBUIS | {"idcodeformer"}
+        assert first not in barred, where(path, line)
 
 
-def test_training_does_not_know_the_nodes() -> None:
-    wrong = [where(p, n) for p in TRAINING for lv, m, n in imports(p) if not lv and m.split(".")[0] in HOST | {"nodes"}]
+@pytest.mark.parametrize("path", WEBUI, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_webuis_door_knows_the_core_through_one_file_and_the_host_through_another(path: Path) -> None:
+    for level, module, line in imports(path):
+        first = module.split(".")[0]
+        assert first not in (ROOMS - {"sdwebui"} if level else ROOMS | COMFYUI | {"idcodeformer"}), where(path, line)
+        assert first != "idcodeformer" or path.stem == "core", f"{where(path, line)}: ask sdwebui/core.py"
+        assert first not in WEBUIS - {"gradio", "fastapi", "pydantic"} or path.stem == "host", where(path, line)
+
+
+def test_training_does_not_know_the_doors() -> None:
+    doors = HOST | ROOMS - {"training"}
+    wrong = [where(p, n) for p in TRAINING for level, m, n in imports(p) if not level and m.split(".")[0] in doors]
     assert not wrong
 
 
-@pytest.mark.parametrize("path", CORE + NODES + TRAINING, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", CORE + NODES + TRAINING + WEBUI, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_is_hidden_or_run_from_text(path: Path) -> None:
     """No edits of sys.path, no eval or exec, no pip, no pickle that is trusted, no exception swallowed whole."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

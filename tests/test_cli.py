@@ -47,7 +47,9 @@ def names(folder: Path) -> list[str]:
 def test_the_reference_line_works_as_it_stands(restore: Run, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "results/"
     assert restore("--input_path", photos, "--output_path", f"{out}/", "--w", "0.8", "--face_upsample") == 0
-    assert names(out) == ["final_results/group.png", "final_results/portrait.png"]
+    faces = [f"group_0{n}" for n in range(4)] + ["portrait_00"]
+    wanted = [f"{folder}/{face}.png" for folder in ("cropped_faces", "restored_faces") for face in faces]
+    assert names(out) == sorted([*wanted, "final_results/group.png", "final_results/portrait.png"])
     for name in ("group", "portrait"):
         with Image.open(photos / f"{name}.jpg") as source, Image.open(out / f"final_results/{name}.png") as result:
             assert source.size == result.size
@@ -55,7 +57,9 @@ def test_the_reference_line_works_as_it_stands(restore: Run, photos: Path, tmp_p
 
 
 def test_normalise() -> None:
-    assert normalise(["--input_path=a_b", "-w", "0.5"]) == ["restore", "--input-path=a_b", "-w", "0.5"]
+    published = ["restore", "--save-crops", "--input-path=a_b", "-w", "0.5"]
+    assert normalise(["--input_path=a_b", "-w", "0.5"]) == published
+    assert normalise(["restore", "--input_path=a_b"]) == ["restore", "--input-path=a_b"]
     assert normalise(["detect", "my_photo.jpg", "--draw_x", "3"]) == ["detect", "my_photo.jpg", "--draw-x", "3"]
     assert normalise([]) == [] and normalise(["--help"]) == ["--help"]
 
@@ -239,3 +243,115 @@ def test_ctrl_c_leaves_no_half_written_file(small: Path, tiny_restorer: Path, tm
     assert 2 <= len(results) < 200 and not [name for name in results if "partial" in name]
     for name in results:
         Image.open(out / name).load()
+
+
+def test_a_kept_result_is_told_and_another_photo_of_the_same_stem_is_restored(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, second = tmp_path / "grandma.jpg", tmp_path / "grandma.png"
+    Image.open(small).save(first)
+    Image.open(small).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(second)
+    line = ("-o", tmp_path / "out", "--skip-existing")
+    for _ in range(2):
+        assert restore(first, *line) == 0
+    assert "kept, the result was there" in capsys.readouterr().out
+    for _ in range(2):
+        assert restore(second, *line) == 0
+    assert names(tmp_path / "out") == ["final_results/grandma.png", "final_results/grandma_png.png"]
+    assert "grandma_png.png: kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_results_of_every_format_tell_their_source(restore: Run, small: Path, tmp_path: Path, ending: str) -> None:
+    from idcodeformer.files.origin import fingerprint, origin_of
+
+    assert restore(small, "-o", tmp_path / "out", "--format", ending) == 0
+    result = tmp_path / f"out/final_results/small.{ending}"
+    assert origin_of(result) == fingerprint(small)
+    Image.open(result).load()
+
+
+def test_the_same_line_goes_on_with_its_report(restore: Run, small: Path, tmp_path: Path) -> None:
+    folder, report = tmp_path / "in", tmp_path / "r.json"
+    folder.mkdir()
+    Image.open(small).save(folder / "a.png")
+    line = (folder, "-o", tmp_path / "out", "--skip-existing", "--json", report)
+    assert restore(*line) == 0
+    earlier = json.loads(report.read_text())["files"]
+    report.write_bytes(report.read_bytes()[:-3] + b',\n{"input": "torn')  # as a kill in the middle of a line leaves it
+    Image.open(small).rotate(3).save(folder / "b.png")
+    assert restore(*line) == 0
+    after = json.loads(report.read_text())["files"]
+    assert after[0] == earlier[0] and len(after) == 2
+    assert after[1]["input"].endswith("b.png") and after[1]["restored"] == 1
+
+
+def test_the_report_is_whole_after_every_file(restore: Run, small: Path, tmp_path: Path) -> None:
+    from idcodeformer.files.run_report import RunReport
+
+    report = RunReport(tmp_path / "r.json", {"version": "1"}, [])
+    for number in range(3):
+        report.add({"input": f"{number}\udcff", "output": "", "status": "failed"})
+        held = json.loads((tmp_path / "r.json").read_bytes())["files"]
+        assert [entry["input"] for entry in held] == [f"{n}\udcff" for n in range(number + 1)]
+
+
+def test_planning_many_files_is_quick() -> None:
+    given = [(Path(f"{n // 2}.{'jpg' if n % 2 else 'png'}"),) * 2 for n in range(30_000)]
+    given += [(Path(f"d{n}/a.jpg"), Path("a.jpg")) for n in range(10_000)]
+    assert len({target for _, target in plan_targets(given)}) == len(given)
+
+
+def test_names_that_the_output_cannot_show_end_nothing(small: Path, tiny_restorer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"\xff.png", "\u3042.png".encode(), b"z\x1b[2J\n.png"):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(small.read_bytes())
+    line = [sys.executable, "-m", "idcodeformer", folder, "-o", tmp_path / "out", "--model", tiny_restorer]
+    line += ["--recogniser", "none", "--json", tmp_path / "r.json"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([str(part) for part in line], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u3042.png" in done.stdout and b"\x1b" not in done.stdout and done.stdout.count(b"\n") == 3
+    held = json.loads((tmp_path / "r.json").read_bytes())["files"]
+    assert {os.fsencode(Path(entry["input"]).name) for entry in held} >= {b"\xff.png"} and len(held) == 3
+
+
+def test_hidden_files_are_passed_over_and_unread_pictures_listed(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7" + bytes(60))
+    (folder / "e.psd").write_bytes(b"8BPS")
+    (folder / "notes.txt").write_text("text")
+    for ending, kind in (("jfif", "JPEG"), ("jpe", "JPEG"), ("tga", "TGA"), ("dib", "BMP")):
+        Image.open(small).save(folder / f"{ending}.{ending}", kind)
+    Image.open(small).save(folder / "-odd.jpg")
+    (folder / "broken.jpg").symlink_to(folder / "gone.jpg")
+    assert restore(folder, "-o", folder) == 0
+    told = capsys.readouterr().err
+    assert "e.psd: .psd is not read" in told and "broken.jpg: is a broken link" in told and "notes" not in told
+    wanted = [f"final_results/{name}.png" for name in ("-odd", "dib", "jfif", "jpe", "tga")]
+    assert [name for name in names(folder) if "/" in name] == wanted
+    assert restore(folder, "-o", folder, "--skip-existing") == 0  # results inside the source are no sources
+    monkeypatch.chdir(folder)
+    assert restore("-odd.jpg", "-o", tmp_path / "dash") == 0
+
+
+def test_partial_files_of_killed_runs_are_removed_and_others_kept(restore: Run, small: Path, tmp_path: Path) -> None:
+    final = tmp_path / "out/final_results"
+    final.mkdir(parents=True)
+    (final / ".big.6051270f76c5.partial").write_bytes(b"half")
+    (final / ".mine.partial").write_bytes(b"mine")
+    assert restore(small, "-o", tmp_path / "out") == 0
+    assert names(final) == [".mine.partial", "small.png"]
+
+
+def test_a_side_that_the_format_cannot_hold_is_told_before_any_work(
+    restore: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGB", (9000, 20)).save(tmp_path / "wide.png")
+    assert restore(tmp_path / "wide.png", "-o", tmp_path / "out", "--format", "webp", "-s", "2") == 1
+    assert "at most 16383 px a side" in capsys.readouterr().err

@@ -15,17 +15,20 @@ from torch import nn
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.weights.loading import build, save
+from idcodeformer.weights.registry import WEIGHTS
 from training.__main__ import main, parser
-from training.config import ConfigError, load_config
+from training.checkpoint import write_checkpoint
+from training.config import ConfigError, load_config, to_dict
 from training.data.dataset import DataError
 from training.data.degradation import degrade, sample_rng
 from training.data.sources import read_image
 from training.evaluation.evalset import load_set
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
-from training.evaluation.judges import RecogniserJudge
-from training.evaluation.subjects import CeilingSubject, ModelSubject, split_name
+from training.evaluation.judges import Judges, RecogniserJudge, check_independence
+from training.evaluation.subjects import CeilingSubject, LossRecognisers, ModelSubject, load_network, split_name
 from training.stages.perceptual import STLPIPS
+from training.tools.export import export
 
 SIZE = 64
 NET = CodeFormerConfig(
@@ -335,3 +338,58 @@ def test_names_on_the_command_line() -> None:
     assert split_name("runs/mini-stage3/best.ckpt") == ("mini-stage3", "runs/mini-stage3/best.ckpt")
     assert split_name("weights/codeformer.pth") == ("codeformer", "weights/codeformer.pth")
     assert split_name("mini_recogniser") == ("mini_recogniser", "mini_recogniser")
+
+
+def test_a_report_is_written_and_printed_in_a_locale_that_is_not_utf_8(
+    kit: Path, tmp_path: Path, latin_locale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(kit, tmp_path, "--degradation", "soft", "--w", "1")) == 0
+    assert "PSNR / dB \u2191" in capsys.readouterr().out
+    assert "\u2212" in (tmp_path / "report.md").read_bytes().decode("utf-8")
+
+
+def judge(stem: str, digest: str) -> Judges:
+    return Judges((RecogniserJudge("judge", "independent", torch.nn.Identity(), digest, stem),), None, None, "")
+
+
+R50 = next(w for w in WEIGHTS if w.name == "arcface_ms1mv3_r50")
+
+
+@pytest.mark.parametrize(
+    ("stem", "digest", "names", "digests", "refused"),
+    [
+        ("renamed", "aa", ["backbone"], ["aa"], True),  # the same contents under another name
+        ("backbone", "bb", ["backbone"], ["aa"], False),  # two files of one name
+        ("backbone", "bb", ["backbone"], [], True),  # an older model, that says names alone
+        ("other", "bb", ["backbone"], [], False),
+        (Path(R50.file).stem, R50.sha256, ["arcface_ms1mv3_r50"], [], True),  # the registry's name of the file
+        ("mine", R50.sha256, ["arcface_ms1mv3_r50"], [], True),
+        ("mine", R50.sha256, [Path(R50.file).stem], [], True),
+        (Path(R50.file).stem, "converted", ["arcface_ms1mv3_r50"], ["cc"], True),  # the same row in another format
+        (Path(R50.file).stem, "converted", ["x"], [R50.sha256], True),
+        (Path(R50.file).stem, R50.sha256, ["arcface_ms1mv3_r100"], [], False),
+    ],
+)
+def test_independence_is_told_by_contents(stem, digest, names, digests, refused) -> None:
+    used = {"model": LossRecognisers(names, digests)}
+    if refused:
+        with pytest.raises(ConfigError, match="'judge' was in the loss of 'model'"):
+            check_independence(judge(stem, digest), used)
+    else:
+        check_independence(judge(stem, digest), used)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_model_says_which_recognisers_were_in_its_loss(tmp_path: Path, suffix: str) -> None:
+    words = [f"{k}={v}" for k, v in (("loss.identity", 0.5), ("loss.identity_weights", "[/x/arcface_v0.25, /y/b.pth]"))]
+    net = {f"net.{k}": v for k, v in NET.to_dict().items()}
+    words += [f"{k}={list(v) if isinstance(v, (list, tuple)) else v}".replace(" ", "") for k, v in net.items()]
+    config = load_config(None, ["stage=stage3_id", f"data.size={NET.img_size}", *words])
+    state = {"stage": "stage3_id", "config": to_dict(config), "step": 1, "ema": CodeFormer(NET).state_dict()}
+    path = tmp_path / "model.ckpt"
+    write_checkpoint({**state, "sources": {"loss.identity_weights": ["aa", "bb"]}}, path)
+    if suffix != ".ckpt":
+        export(path, tmp_path / "model.safetensors")
+        path = tmp_path / "model.safetensors"
+    found = LossRecognisers.of(path, load_network(path, "codeformer"))
+    assert found == LossRecognisers(["arcface_v0.25", "b"], ["aa", "bb"])

@@ -257,3 +257,41 @@ def test_bad_requests_are_refused():
     if not torch.cuda.is_available():
         with pytest.raises(NoDevice, match="cpu"):
             accelerate(build(TINY), "cuda")
+
+
+class ChangedOps:
+    """torch's private operators after a change: another signature, or other sums."""
+
+    def __init__(self, fault: str):
+        self.fault, self.real = fault, torch.ops.mkldnn
+        self._convolution_pointwise_ = self.real._convolution_pointwise_
+
+    def _reorder_convolution_weight(self, *args):
+        if self.fault == "signature":
+            raise TypeError("expected at most 5 arguments")
+        return self.real._reorder_convolution_weight(*args)
+
+    def _convolution_pointwise(self, *args):
+        return self.real._convolution_pointwise(*args) * (1.01 if self.fault == "sums" else 1)
+
+
+@pytest.mark.parametrize(("fault", "trusted"), [("signature", False), ("sums", False), ("none", True)])
+def test_private_operators_are_tried_before_they_are_trusted(fault, trusted):
+    if strips._onednn_ops() is None:
+        pytest.skip("this torch has no oneDNN operators")
+    assert strips._agrees(ChangedOps(fault)) is trusted
+
+
+def test_scratch_taken_by_another_thread_between_look_and_pop_is_made_anew():
+    """What a thread meets that looked while one was idle: the list says yes and is empty."""
+
+    class Raced(list):
+        def __bool__(self):
+            return True
+
+    net = build(TINY)
+    engine = accelerate(net, "cpu", "fp32")
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    expected = engine(x, 0.5)[0]
+    engine._idle = Raced()
+    assert torch.equal(engine(x, 0.5)[0], expected)

@@ -287,3 +287,77 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_an_unknown_ending(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="written as"):
         write(tmp_path / "a.xyz", Picture(torch.zeros(1, 3, 4, 4)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_colour_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    colour = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
+    data = cv2.imencode(".tif", colour)[1].tobytes()
+    order = "<" if data[:2] == b"II" else ">"
+    start = struct.unpack_from(order + "I", data, 4)[0]
+    count = struct.unpack_from(order + "H", data, start)[0]
+    entries = [data[start + 2 + 12 * n :][:12] for n in range(count)]
+    entries = [entry for entry in entries if struct.unpack_from(order + "H", entry)[0] != 274]
+    entries.append(struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0))
+    entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry)[0])
+    patched = bytearray(data + b"\0" * (len(data) % 2))
+    struct.pack_into(order + "I", patched, 4, len(patched))
+    patched += struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "I", 0)
+    (tmp_path / "a.tif").write_bytes(patched)
+    stored = colour[:, :, ::-1]
+    wanted = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored.transpose(1, 0, 2)[::-1, ::-1], 8: np.rot90(stored, 1),
+    }[orientation]  # fmt: skip
+    picture = read(tmp_path / "a.tif")
+    assert picture.bits == 16
+    np.testing.assert_array_equal(levels(picture, 65535), wanted)
+
+
+def test_an_animation_that_plays_once_stays_so(tmp_path: Path) -> None:
+    first, *others = frames(3)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=40)
+    picture = read(tmp_path / "a.gif")
+    assert picture.loop is None
+    for name in ("b.gif", "b.png", "b.webp"):
+        write(tmp_path / name, picture)
+        assert read(tmp_path / name).loop is None
+    with Image.open(tmp_path / "b.gif") as back:
+        assert "loop" not in back.info
+
+
+def test_the_poster_of_an_apng_stays_out_of_the_animation(tmp_path: Path) -> None:
+    first, *others = frames(4)
+    first.save(tmp_path / "a.png", save_all=True, append_images=others, default_image=True, duration=[40, 50, 60])
+    picture = read(tmp_path / "a.png")
+    assert picture.poster and picture.durations == (40, 50, 60) and len(picture.frames) == 4
+    write(tmp_path / "b.png", replace(picture, exif=exif(1).tobytes()))
+    with Image.open(tmp_path / "b.png") as back:
+        assert back.default_image and back.n_frames == 4 and back.getexif()[0x010F] == "Maker"
+    write(tmp_path / "b.gif", picture)
+    with Image.open(tmp_path / "b.gif") as back:
+        assert back.n_frames == 3
+
+
+def test_what_exif_says_of_the_stored_pixels_is_left_out(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6))
+    write(tmp_path / "b.png", read(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "b.png") as back:
+        assert set(back.getexif()) == {0x0112, 0x010F, 0x8769}
+
+
+def test_a_broken_orientation_does_not_lose_the_picture(tmp_path: Path) -> None:
+    tags = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x0112, 2, 4, b"abc\0", 0)  # a text
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=tags)
+    np.testing.assert_array_equal(levels(read(tmp_path / "a.png")), COLOURS)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), OSError("out of memory")])
+def test_lack_of_memory_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr("idcodeformer.files.reading._eight_bit", fail)
+    with pytest.raises(BadImage, match="does not fit into memory"):
+        read(tmp_path / "a.png")

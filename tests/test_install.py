@@ -157,3 +157,28 @@ def test_a_broken_torch_pair_is_told_and_left_alone(
     assert environment.torch_of("python3") is None
     told = capsys.readouterr().out
     assert "torch 2.13.0+cpu torchvision 0.28.0" in told and "nms does not exist" in told
+
+
+@pytest.mark.parametrize(
+    ("files", "webui"),
+    [
+        (["launch.py", "modules/launch_utils.py"], True),  # A1111, Forge, reForge
+        (["launch.py", "installer.py", "modules/__init__.py"], True),  # SD.Next
+        (["main.py", "folder_paths.py"], False),  # ComfyUI
+    ],
+)
+def test_the_host_is_found_by_its_folder(
+    installer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], webui: bool
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("launch", "installer", "modules", "modules.launch_utils"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setenv("INDEX_URL", "file:///mirror")
+    try:
+        assert installer.under_webui() is webui
+        assert installer.index_options() == (["--index-url", "file:///mirror"] if webui else [])
+    finally:
+        sys.modules.pop("modules", None)

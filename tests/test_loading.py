@@ -366,3 +366,42 @@ def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
         loading.save(VQAutoEncoder(VQGANS["small"]), path, {"turn": "second"})
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
     assert loading.read_state(path)[1]["turn"] == "first"
+
+
+@pytest.mark.parametrize("value", [10**9, 1e9, -1, "many", None])
+def test_a_config_that_asks_for_endless_blocks_is_refused_at_once(tiny_restorer, tmp_path, value):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(str(tiny_restorer), "pt") as file:
+        metadata = dict(file.metadata())
+    for name in ("n_layers", "res_blocks"):
+        config = json.loads(metadata["config"]) | {name: value}
+        path = tmp_path / f"{name}.safetensors"
+        save_file(load_file(tiny_restorer), path, metadata | {"config": json.dumps(config)})
+        with pytest.raises(UnsupportedWeights, match=path.name):
+            loading.build(path)
+
+
+@pytest.mark.parametrize("prefix", ["params_ema.", "net_g.", "module.", "state_dict.net_g.module."])
+def test_prefixed_safetensors_load(tiny_restorer, tmp_path, prefix):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tiny_restorer)
+    path = tmp_path / "prefixed.safetensors"
+    beside = {"net_d.x": torch.zeros(1)} if prefix == "net_g." else {}
+    save_file({prefix + key: value for key, value in state.items()} | beside, path)
+    assert loading.build(path).config.img_size == 64
+
+
+def test_a_torch_zip_named_safetensors_loads(tiny_restorer, tmp_path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(tiny_restorer), tmp_path / "a.safetensors")
+    assert loading.build(tmp_path / "a.safetensors").config.img_size == 64
+
+
+def test_numbers_behind_a_prefix_belong_to_the_network():
+    from idcodeformer.weights.reading import strip_prefix
+
+    assert set(strip_prefix({"model.0.weight": torch.zeros(1)})) == {"model.0.weight"}

@@ -120,7 +120,7 @@ def test_tiny_masks_are_finite(side: int) -> None:
 
 def test_missing_weights_name_file_and_url() -> None:
     with pytest.raises(MissingWeights, match=r"parsing_parsenet.pth.*https://"):
-        load_parser(device="cpu")
+        load_parser("parsenet", "cpu")
 
 
 @pytest.mark.parity

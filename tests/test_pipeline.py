@@ -84,7 +84,7 @@ def test_public_names_are_there_and_lazy():
 
 def test_batch_of_different_pictures():
     restorer = Invert()
-    result = FacePipeline(restorer, Given(FACES))([SMALL, EMPTY, LARGE], RestoreOptions(upscale=1.5))
+    result = FacePipeline(restorer, Given(FACES))([SMALL, EMPTY, LARGE], RestoreOptions(upscale=1.5, colour="off"))
     assert restorer.calls == [3]  # all faces of all pictures at once; the unsure one is skipped
     assert [tuple(i.shape) for i in result.images] == [(3, 120, 135), (3, 90, 75), (3, 225, 300)]
     assert [tuple(m.shape) for m in result.masks] == [(1, 120, 135), (1, 90, 75), (1, 225, 300)]
@@ -162,7 +162,7 @@ def painted(red: float, blue: float) -> Tensor:
 def test_reference_photos_before_and_after(recogniser):
     """The photo shows somebody red, the picture somebody red, restoring makes them blue."""
     run = FacePipeline(Invert(), Given(FACES), recogniser)
-    options = RestoreOptions(gray="off")  # a picture of one colour is a tinted one
+    options = RestoreOptions(gray="off", colour="off")  # a picture of one colour is a tinted one
     result = run([painted(1, 0)], options, references=[painted(0.95, 0.1), painted(1, 0)])
     line = result.report[0]
     assert line.id_sim_before > 0.95

@@ -8,9 +8,11 @@ import torch
 
 from idcodeformer import load_restorer
 from idcodeformer.errors import BadImage, BadOption, MissingWeights, NoDevice, OutOfMemory, UnsupportedWeights
+from idcodeformer.geometry.face_shape import crop_distance
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.restoration.tone import match_low_band, match_tone
 from idcodeformer.runtime import memory
 from idcodeformer.types import RestoreOptions
 from idcodeformer.weights.loading import save
@@ -246,3 +248,30 @@ def test_on_cuda_as_on_cpu(network, restorer, faces):
     for precision, tolerance in (("fp32", 1e-3), ("auto", 0.05)):
         out = CodeFormerRestorer(copy.deepcopy(network), "cuda", precision)(faces.cuda()).cpu()
         torch.testing.assert_close(out, expected, atol=tolerance, rtol=0)
+
+
+def cast(pixels: torch.Tensor, gain: tuple[float, float, float]) -> torch.Tensor:
+    return (pixels * torch.tensor(gain)[:, None, None]).clamp(0, 1)
+
+
+@pytest.mark.parametrize("gain", [(1, 0.4, 1), (0.4, 1, 0.5), (0.3, 0.5, 1), (1, 0.7, 0.4), (1.6, 1.6, 1.5), (1, 1, 1)])
+def test_a_cast_of_the_network_is_taken_back(gain: tuple[float, float, float]) -> None:
+    """Face and wall each keep their colour within 3 levels, whatever the network made of them."""
+    inside = crop_distance(64) < 1
+    skin, wall = torch.tensor([0.6, 0.45, 0.4])[:, None, None], torch.tensor([0.1, 0.3, 0.7])[:, None, None]
+    pixels = cast(torch.where(inside, skin, wall), gain)[None]
+    restored = torch.where(inside, skin + 0.1, wall * 0.5 + 0.25)[None].clamp(0, 1)
+    out = match_tone(restored, pixels, RestoreOptions())
+    core = crop_distance(64) < 0.8
+    assert (out - pixels)[0][:, core].abs().mean(1).max() < 3 / 255
+    assert (restored - pixels)[0][:, core].abs().mean(1).max() > 8 / 255
+    assert torch.equal(match_tone(restored, pixels, RestoreOptions(colour="adain", gray="off")), restored)
+
+
+def test_the_low_band_leaves_detail_and_its_choice_is_checked() -> None:
+    detail = 0.1 * (torch.arange(64) % 4 < 2).float().expand(1, 3, 64, 64)
+    out = match_low_band(0.3 + detail, torch.full((1, 3, 64, 64), 0.5))
+    assert (out - out.mean() - (detail - detail.mean())).abs().max() < 0.01
+    assert abs(float(out.mean()) - 0.5) < 0.005
+    with pytest.raises(BadOption, match="colour is 'blue'"):
+        RestoreOptions(colour="blue")

@@ -9,11 +9,13 @@ from typing import Sequence
 
 from idcodeformer.errors import IDCodeFormerError
 
-COMMANDS = ("evaluation.evaluate", "evaluation.parsing", "tools.align", "tools.export", "tools.replay")  # each has add_parser(commands)
+# each has add_parser(commands)
+COMMANDS = ("evaluation.evaluate", "evaluation.parsing", "tools.align", "tools.export", "tools.replay")
 EXTRAS = ("omegaconf", "yaml", "lightning_fabric", "tensorboard", "tqdm", "matplotlib", "cv2")
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .checkpoint import refuse_used_folder
     from .config import load_config
     from .processes import leave
     from .trainer import Trainer
@@ -23,9 +25,14 @@ def _train(args: argparse.Namespace) -> int:
     if resume == "auto":
         last = Path(config.out) / "last.ckpt"
         resume = last if last.exists() else None
+    if not args.overwrite and args.resume != "auto":
+        refuse_used_folder(Path(config.out), Path(resume) if resume else None)
     done = False
     try:
-        folder = Trainer(config, resume).run()
+        trainer = Trainer(config, resume)
+        if args.overwrite:
+            trainer.forget_earlier()
+        folder = trainer.run()
         print(f"Done: {folder / 'last.ckpt'}")
         done = True
     finally:
@@ -41,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", help="YAML file, e.g. training/configs/mini/stage1.yaml")
     train.add_argument("--resume", help="checkpoint to go on from; 'auto': last.ckpt of the run folder, if any")
+    train.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. steps=1000 optim.lr=1e-4")
     train.set_defaults(func=_train)
     for name in COMMANDS:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -29,6 +30,17 @@ def total(value: Tensor) -> Tensor:
 def mean(value: Tensor) -> Tensor:
     """The mean of ``value`` over all processes."""
     return total(value) / world_size()
+
+
+@torch.no_grad()
+def average_buffers(*modules: nn.Module | None) -> None:
+    """Give every process the mean of the floating-point buffers, such as batch statistics of its share of the batch."""
+    if world_size() == 1:
+        return
+    for module in modules:
+        for buffer in module.buffers() if module is not None else ():
+            if buffer.is_floating_point():
+                buffer.copy_(mean(buffer))
 
 
 def gathered(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -115,8 +116,10 @@ def _forget_after(rows: Path, step: int) -> None:
         return
     with open(rows, newline="", encoding="utf-8") as file:
         kept = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
-    with open(rows, "w", newline="", encoding="utf-8") as file:
+    partial = rows.with_suffix(".partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["step", "name", "value"], *kept])
+    os.replace(partial, rows)  # a crash leaves the old table or the new one
 
 
 def sample_grid(batch: Mapping[str, Any], image: Tensor, with_input: bool) -> np.ndarray:

@@ -9,13 +9,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from .checkpoint import check_same, read_checkpoint, write_checkpoint
+from .checkpoint import SCORE, check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
 from .data.dataset import PositionBatches, make_loader, to_unit
 from .errors import NotFinite
+from .fingerprints import digests
 from .launch import StopSignal, make_fabric, precision_notice
 from .optim import EMA, adam, learning_rate, set_rate
-from .processes import gathered, total
+from .processes import average_buffers, gathered, total
 from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
 from .stages.losses import hinge_discriminator
@@ -38,18 +39,19 @@ class Trainer:
         self.data = training_data(config)
         self.data.check()
         self.stage: Stage = build_stage(config, len(self.data.labels))
+        self.sources = digests(config, self.data.entries)
         self.ema = EMA(self.stage.net, config.optim.ema, config.optim.ema_share)
         self._setup()
         self.start, self.end, self.best = 0, config.steps, math.inf
         self.stop, self.stopping = StopSignal(), False
         self.folder = Path(config.out)
-        if resume:
-            self._resume(Path(resume))
+        schedule = self._resume(Path(resume)) if resume else None
         self.fixed = validation_set(config) if self.fabric.is_global_zero else {"skipped": []}
         self.log = RunLog(self.folder, self.start, config.steps, self.fabric.is_global_zero)
         self.log.skip(self.fixed.pop("skipped"))
         if self.fabric.is_global_zero:
             self.log.notice(precision_notice(config, self.fabric.device))
+            self.log.notice(schedule)
             save_yaml(config, self.folder / "config.yaml")
 
     def _setup(self) -> None:
@@ -89,12 +91,20 @@ class Trainer:
             "discriminator": discriminator.state_dict() if discriminator is not None else {},
             "precision": self.fabric.strategy.precision.state_dict(),
             "best": self.best,
+            "score": SCORE,
+            "sources": self.sources,
         }
         write_checkpoint(state, self.folder / name)
 
-    def _resume(self, path: Path) -> None:
+    def forget_earlier(self) -> None:
+        """Remove the checkpoints of the run that this one replaces."""
+        for name in ("last.ckpt", "best.ckpt"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _resume(self, path: Path) -> str | None:
+        """Take over a checkpoint; returns a sentence where another length of the run changes the rates to come."""
         state = read_checkpoint(path)
-        check_same(path, state["config"], self.config)
+        check_same(path, state, self.config, self.sources)
         lacking, extra = self.stage.load_state_dict(state["model"], strict=False)
         lacking = [k for k in lacking if k.split(".")[0] not in FROZEN]
         if lacking or extra:
@@ -106,7 +116,13 @@ class Trainer:
         if self.stage.discriminator is not None:
             self.stage.discriminator.load_state_dict(state["discriminator"])
         self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
-        self.start, self.best = state["step"], state["best"]
+        self.start = state["step"]
+        if state.get("score") == SCORE:  # a score of other terms cannot be compared
+            self.best = state["best"]
+        before = state["config"]["steps"]
+        if before == self.config.steps or self.config.optim.schedule != "cosine":
+            return None
+        return f"steps={self.config.steps} in place of {before}: the cosine schedule gives all later steps other rates."
 
     # ------------------------------------------------------------------ steps
     def _rate(self, step: int) -> float:
@@ -146,6 +162,7 @@ class Trainer:
         config, discriminator = self.config, self.stage.discriminator
         self._seed(step)
         extra: dict[str, Any] = dict(self.stage.before_step(batch, step, self.fabric))
+        self._follow_jumps()
         if discriminator is not None:
             discriminator.requires_grad_(False)
         out = self.wrapped(batch, step)
@@ -166,11 +183,27 @@ class Trainer:
         self.ema.update(self.stage.net, step)
         return {**extra, **out}
 
+    @torch.no_grad()
+    def _follow_jumps(self) -> None:
+        """Rows of a parameter that were set by hand start anew: the average takes them over, Adam forgets its moments.
+
+        Otherwise the exported code would be a mixture of two places, where no encoder output ever was.
+        """
+        assert self.optimiser is not None
+        for name, rows in self.stage.jumped.items():
+            parameter = self.stage.net.get_parameter(name)
+            self.ema.net.get_parameter(name)[rows] = parameter[rows]
+            for moment in self.optimiser.optimizer.state.get(parameter, {}).values():
+                if moment.shape == parameter.shape:
+                    moment[rows] = 0
+        self.stage.jumped = {}
+
     def _step_discriminator(self, discriminator: nn.Module, batch: dict[str, Any], image: Tensor, step: int) -> Tensor:
         assert self.wrapped_d is not None and self.optimiser_d is not None
         discriminator.requires_grad_(True)
-        both = self.wrapped_d(torch.cat([to_unit(batch["truth"], image.device), image]))
-        loss = hinge_discriminator(*both.float().chunk(2))
+        # apart: batch norm over both would tell them by their share of the statistics, which the generator's step lacks
+        real, fake = self.wrapped_d(to_unit(batch["truth"], image.device)), self.wrapped_d(image)
+        loss = hinge_discriminator(real.float(), fake.float())
         self.optimiser_d.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if self.config.optim_d.clip:
@@ -214,6 +247,7 @@ class Trainer:
         return self.folder
 
     def _interrupt(self, done: int) -> None:
+        average_buffers(self.stage, self.ema.net, self.stage.discriminator)
         self.save("last.ckpt", done)
         self.log.write(f"Interrupted after {done} steps; {self.folder / 'last.ckpt'} holds them.")
         self.fabric.barrier()  # no process ends while the first one still writes
@@ -222,9 +256,13 @@ class Trainer:
     def _periodic(self, done: int) -> None:
         """Validation, checkpoints and sample grids, each in its turn, all of them at the end."""
         config, last = self.config, done == self.end
-        if config.val_every and (done % config.val_every == 0 or last):
+        judge = bool(config.val_every) and (done % config.val_every == 0 or last)
+        keep = done % config.save_every == 0 or last
+        if judge or keep:
+            average_buffers(self.stage, self.ema.net, self.stage.discriminator)
+        if judge:
             self._validate(done)
-        if done % config.save_every == 0 or last:
+        if keep:
             self.log.share_skipped()
             self.save("last.ckpt", done)
         if config.sample_every and (done % config.sample_every == 0 or last):

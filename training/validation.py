@@ -18,7 +18,8 @@ def training_data(config: TrainConfig) -> PairDataset | ParsingDataset:
     """What the run's stage learns from."""
     if config.stage == "parser":
         return parsing_data(config)
-    return PairDataset(config.data, config.degradation, config.seed)
+    others = bool(config.loss.identity and config.loss.identity_other)
+    return PairDataset(config.data, config.degradation, config.seed, others=others)
 
 
 def validation_set(config: TrainConfig) -> dict[str, Any]:

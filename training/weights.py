@@ -56,4 +56,7 @@ def load_part(
 
 
 def move(batch: dict, device: torch.device) -> dict:
+    """The batch on ``device``. Positions become a list: they seed draws on the host, which must not wait for them."""
+    if isinstance(batch.get("position"), Tensor):
+        batch = {**batch, "position": batch["position"].tolist()}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -6,17 +6,20 @@ terminated.
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
 from ..runtime.allocator import keep_pages
-from ..types import Border, GrayMode, Order
+from ..types import Border, Colour, GrayMode, Order
 from .models import add_models_parser
 
-COMMANDS = ("restore", "detect", "score", "demo", "models")
+COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_detect(commands)
     _add_score(commands)
+    _add_people(commands)
     _add_demo(commands)
     add_models_parser(commands)
     return parser
@@ -63,15 +67,23 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--bg-tile", type=int, default=400, metavar="PX", help="upscaler tile, default 400; 0: none")
     look.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="blend with the input, default 1")
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
+    look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
+                      "colours are the input's; adain: the latent match alone, as the reference; off: neither")
     look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
     look.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
+    look.add_argument("--guide", type=int, default=0, metavar="STEPS",
+                      help="steps that bring a face nearer to the person on --reference, e.g. 15; default 0")
+    look.add_argument("--guide-strength", type=float, default=1.0, metavar="0..1", help="how near, default 1")
+    look.add_argument("--guide-by", metavar="NAME", help="recogniser that guides, so that --recogniser can judge")
+    look.add_argument("--force-guide", action="store_true", help="guide faces that do not look like the person, too")
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
-    models.add_argument("--parser", default="auto", help="face parser: name, file or none; default parsenet if there")
+    models.add_argument("--parser", default="auto", metavar="NAME",
+                        help="face parser: a name, a file or none; default parsenet if there, else mini_parser")
     models.add_argument("--batch-size", type=int, default=0, metavar="FACES", help="per forward; 0 = by free memory")
     models.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     _add_recogniser(models)
@@ -132,6 +144,20 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     _add_faces(sub)
 
 
+def _add_people(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("people", help="embed the people of a folder, and name photos that do not belong",
+                              allow_abbrev=False)
+    sub.set_defaults(handler=_people)
+    sub.add_argument("folder", help="holds a sub-folder of photos for each person; or a file made from one")
+    sub.add_argument("-o", "--output", metavar="FILE", help="write the people as .safetensors")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sub.add_argument("--json", metavar="FILE", help="write people and doubtful photos as JSON; - for standard output")
+    sub.add_argument("--detector", "--detection-model", default="retinaface_mobile0.25", metavar="NAME")
+    sub.add_argument("--debug", action="store_true", help="show where an error came from")
+    _add_recogniser(sub)
+    _add_device(sub)
+
+
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
     sub.set_defaults(handler=_demo)
@@ -162,6 +188,12 @@ def _score(args: argparse.Namespace) -> int:
     return run_score(args)
 
 
+def _people(args: argparse.Namespace) -> int:
+    from .people import run_people
+
+    return run_people(args)
+
+
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run_demo
 
@@ -169,12 +201,23 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """The reference's spelling (--input_path) becomes ours, and a line without a command means restore."""
+    """The reference's spelling (--input_path) becomes ours, and a line without a command means restore.
+
+    A file whose name begins with a dash is no option. A line in the reference's form (no command, --input_path) writes
+    the faces too, as that program does.
+    """
     out = []
+    published = bool(argv) and argv[0] not in COMMANDS
     for position, token in enumerate(argv):
         if token == "--":
             out += argv[position:]
             break
+        if token.startswith("-") and "." in token and Path(token).is_file():
+            out.append(f"./{token}")
+            continue
+        if published and token.partition("=")[0] in ("--input_path", "--input-path", "-i"):
+            out.append("--save-crops")
+            published = False
         name, equals, value = token.partition("=")
         out.append(name.replace("_", "-") + equals + value if name.startswith("--") else token)
     if out and out[0] not in (*COMMANDS, "-h", "--help", "--version"):
@@ -184,6 +227,26 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    with _writable_streams():
+        return _run(argv)
+
+
+@contextmanager
+def _writable_streams() -> Iterator[None]:
+    """Escape what an output's encoding lacks (cp1252, undecodable bytes of a file name) instead of failing on it."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
     if not getattr(args, "handler", None):

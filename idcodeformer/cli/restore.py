@@ -4,39 +4,70 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..batch import FINAL, RESTORED, Outcome, RestoreJob, note
+from ..batch import COMPARE, CROPPED, FINAL, RESTORED, Outcome, RestoreJob, note
 from ..errors import BadImage, BadOption
-from ..files.reading import find_pictures
-from ..files.writing import make_folder, write_bytes
+from ..files.finding import look_through
+from ..files.run_report import RunReport, check_target, to_json
+from ..files.writing import clear_partials, make_folder, write_bytes
 from ..types import DetectOptions, RestoreOptions
 
 
 def run_restore(args: argparse.Namespace) -> int:
     """The exit code of ``restore``. What can be wrong with the arguments is said before a model is loaded."""
     options, detect_options = options_of(args)
-    inputs = find_pictures(named(args), args.recursive)
+    found = look_through(named(args), args.recursive)
     out = Path(args.output) if args.output else default_output(args)
-    inputs = [pair for pair in inputs if not pair[0].resolve().is_relative_to(out.resolve())]
+    inputs = not_results(found.pictures, out)
+    for file, why in found.unread:
+        note(f"not read: {file}: {why}")
     if not inputs:
         raise BadImage("There is no picture left to restore: all that were named lie in the output folder.")
     make_folder(out / (RESTORED if args.aligned else FINAL))
-    check_report(args)
+    for folder in (FINAL, RESTORED, CROPPED, COMPARE):
+        clear_partials(out / folder)
+    earlier = check_report(args)
     job = RestoreJob(args, out, options, detect_options)
     job.load()
     outcomes: list[Outcome] = []
+    report = None
+    if args.json and args.json != "-":
+        header = job.report([]) | {"not_read": [f"{file}: {why}" for file, why in found.unread]}
+        report = RunReport(Path(args.json), header, earlier)
     try:
-        _work(job, plan_targets(inputs), outcomes, args)
+        _work(job, plan_targets(inputs), outcomes, args, report)
     except KeyboardInterrupt:
         note(f"{len(outcomes)} of {len(inputs)} files were done; go on with --skip-existing.")
         raise
     finally:
-        if args.json and outcomes:
+        if report is not None:
+            report.close()
+        elif args.json and outcomes:
             write_json(args.json, job.report(outcomes), args)
+    if found.unread:
+        note(f"{len(found.unread)} pictures were not read; they are listed above.")
     return _summary(outcomes)
+
+
+def not_results(inputs: Sequence[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
+    """``inputs`` without what earlier runs wrote into ``out``, which may lie inside a folder of pictures."""
+    results = [(out / folder).resolve() for folder in (FINAL, RESTORED, CROPPED, COMPARE)]
+    folders: dict[Path, bool] = {}
+
+    def ours(file: Path) -> bool:
+        if file.is_symlink():
+            return any(file.resolve().is_relative_to(result) for result in results)
+        if file.parent not in folders:  # resolving every file of a large folder takes seconds
+            here = file.parent.resolve()
+            folders[file.parent] = any(here.is_relative_to(result) for result in results)
+        return folders[file.parent]
+
+    return [pair for pair in inputs if not ours(pair[0])]
 
 
 def named(args: argparse.Namespace) -> list[str]:
@@ -54,6 +85,8 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
     if args.batch_size < 0:
         raise BadOption(f"--batch-size is {args.batch_size}; give a number of faces, or 0 for what fits the memory.")
     check_tile(args.bg_tile)
+    if args.guide and not args.reference:
+        raise BadOption("--guide needs --reference PHOTO: other photos of the person.")
     if args.no_hair and args.parser == "none":
         raise BadOption("--no-hair needs a face parser; leave --parser none out.")
     options = RestoreOptions(
@@ -66,6 +99,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         parse_classes=REFERENCE_CLASSES_WITHOUT_HAIR if args.no_hair else None,
         batch_size=args.batch_size,
         min_identity=args.min_identity,
+        colour=args.colour,
     )
     return options, detect_options_of(args)
 
@@ -96,21 +130,29 @@ def plan_targets(inputs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]
     """(file, relative path of its result without ending). Two inputs never share one: their endings tell them apart."""
     targets: list[tuple[Path, Path]] = []
     taken: set[str] = set()
-    stems = [str(relative.with_suffix("")).lower() for _, relative in inputs]
+    stems = [_key(relative.parent / relative.stem) for _, relative in inputs]
+    count = Counter(stems)
+    numbers: Counter[str] = Counter()
     for (path, relative), stem in zip(inputs, stems):
-        target = relative.with_suffix("")
-        if stems.count(stem) > 1:
+        target = relative.parent / relative.stem
+        if count[stem] > 1:
             target = target.with_name(f"{target.name}_{relative.suffix.lstrip('.') or 'file'}")
-        number = 1
-        while str(target).lower() in taken:
-            number += 1
-            target = relative.with_name(f"{relative.stem}_{number}")
-        taken.add(str(target).lower())
+        base = _key(target)
+        while _key(target) in taken:
+            numbers[base] += 1
+            target = relative.with_name(f"{relative.stem}_{numbers[base] + 1}")
+        taken.add(_key(target))
         targets.append((path, target))
     return targets
 
 
-def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outcome], args: argparse.Namespace) -> None:
+def _key(path: Path) -> str:
+    """Equal for names that some file system takes for one: case and composed letters do not count."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outcome], args: argparse.Namespace,
+          report: RunReport | None = None) -> None:
     from tqdm import tqdm
 
     layout = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} files [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
@@ -118,8 +160,11 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
         for number, (path, target) in enumerate(targets):
             outcome = job.attempt(path, target, _face_progress(bar, number))
             outcomes.append(outcome)
+            if report is not None:
+                report.add(outcome.entry())
             bar.update(number + 1 - bar.n)
-            tqdm.write(describe(outcome), file=sys.stderr if args.json == "-" or outcome.error else sys.stdout)
+            stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
+            tqdm.write(printable(describe(outcome)), file=stream)
 
 
 def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
@@ -131,15 +176,25 @@ def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
     return progress
 
 
+def printable(line: str) -> str:
+    """``line`` with control characters escaped: a file name may hold line breaks and terminal commands."""
+    return "".join(c if ord(c) >= 32 and ord(c) != 127 else c.encode("unicode_escape").decode() for c in line)
+
+
 def describe(outcome: Outcome) -> str:
     """One line a person reads."""
     if outcome.error:
         return f"{outcome.input}: {outcome.status}: {outcome.error}"
+    if outcome.status == "kept":
+        return f"{outcome.input} -> {outcome.output}: kept, the result was there"
     skipped = [face for face in outcome.faces if face["status"] == "skipped"]
     scores = [face["id_sim_input"] for face in outcome.faces if face.get("id_sim_input") is not None]
     parts = [f"{outcome.restored} face{'s' * (outcome.restored != 1)} restored" if outcome.faces else "no face found"]
     if scores:
         parts.append("ID-Sim to the input " + " ".join(f"{score:.2f}" for score in scores))
+    guided = [face["guidance"] for face in outcome.faces if face.get("guidance")]
+    if guided:
+        parts.append("; ".join(guided))
     pairs = [(f["id_sim_before"], f["id_sim_after"]) for f in outcome.faces if f.get("id_sim_after") is not None]
     if pairs:
         parts.append("to the references " + " ".join(f"{before:.2f}>{after:.2f}" for before, after in pairs))
@@ -153,22 +208,20 @@ def _summary(outcomes: list[Outcome]) -> int:
     if bad:
         print(f"{len(bad)} of {len(outcomes)} files were not restored:", file=sys.stderr)
         for outcome in bad:
-            print(f"  {outcome.error}", file=sys.stderr)
+            print(f"  {printable(outcome.error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def check_report(args: argparse.Namespace) -> None:
-    """Refuse a report that could not be written before any work is done."""
-    if args.json and args.json != "-":
-        make_folder(Path(args.json).parent)
-        if Path(args.json).exists() and not args.overwrite:
-            raise BadImage(f"{args.json} exists already; add --overwrite, or name another report.")
+def check_report(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Refuse a report that could not be written before any work is done; entries of one that is gone on with."""
+    if not args.json or args.json == "-":
+        return []
+    return check_target(Path(args.json), args.overwrite, getattr(args, "skip_existing", False))
 
 
 def write_json(target: str, report: Any, args: argparse.Namespace) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
+    if target == "-":  # in ASCII: a console's encoding may lack letters of a name
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        write_bytes(target, text.encode(), overwrite=getattr(args, "overwrite", False))
+        write_bytes(target, to_json(report, indent=2) + b"\n", overwrite=getattr(args, "overwrite", False))

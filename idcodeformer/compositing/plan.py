@@ -53,7 +53,7 @@ def output_size(height: int, width: int, upscale: float) -> tuple[int, int]:
 
 def plan_paste(crops: Crops, upscale: float = 1.0) -> PastePlan:
     """The places of all ``crops`` in their images enlarged by ``upscale``; one transfer if matrices are on a device."""
-    matrices = crops.matrices.detach().double().cpu().numpy()
+    matrices = crops.matrices.detach().cpu().double().numpy()
     index = crops.image_index.cpu().tolist()
     if len(matrices) != len(crops) or len(index) != len(crops):
         counts = f"{len(crops)} crops, {len(matrices)} matrices, {len(index)} image indices"

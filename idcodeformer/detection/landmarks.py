@@ -61,7 +61,7 @@ def refine(see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: t
 def _round(see: See, images: Sequence[Tensor], landmarks: Tensor, index: Tensor) -> Tensor:
     """Landmarks [N,5,2] of the images, seen once more in crops that these landmarks align."""
     template = ffhq_template(SIDE)
-    fits = [fit_similarity(face, template) for face in landmarks.double().numpy()]
+    fits = [fit_similarity(face, template) for face in landmarks.cpu().double().numpy()]
     matrices = torch.from_numpy(np.stack(fits))
     crops = warp(images, matrices, index, SIDE)
     middle = torch.tensor(template.mean(0), dtype=torch.float32)

@@ -2,23 +2,33 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import BadImage
+from ..runtime.memory import is_out_of_memory
+from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
+from .origin import fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff .gif .avif .jp2 .ppm .pgm".split())
 _MOST_PIXELS = 178_956_970  # of all frames together; Pillow's own limit for a still picture
 _ANIMATED = {"GIF": ".gif", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}
 _ORIENTATION, _EXIF_IFD, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x8769, 0xA002, 0xA003
+
+# TIFF 6.0: sizes, samples, strips, tiles, JPEG, colour layout; XMP, Photoshop blocks and profiles lie elsewhere.
+_STORAGE_TAGS = frozenset(
+    (254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292)
+    + (293, 301, 317, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 338, 339, 340, 341, 342, 347, 512, 513, 514)
+    + (515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34377, 34675, 37724)
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +43,18 @@ class Picture:
     exif: bytes | None = None  # with Orientation = 1, because the frames are upright
     dpi: tuple[float, float] | None = None
     durations: tuple[int, ...] = ()  # ms per frame of an animation
-    loop: int = 0
+    loop: int | None = 0  # as a GIF counts: 0 = for ever, None = played once
     suffix: str = ".png"  # of the file that was read, lower case
+    poster: bool = False  # the first frame is an APNG's still picture, no part of its animation
+    origin: str = ""  # fingerprint of the file that was read
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in px."""
         return self.frames.shape[-2], self.frames.shape[-1]
+
+
+__all__ = ["EXTENSIONS", "Picture", "find_pictures", "read"]
 
 
 def read(path: str | Path) -> Picture:
@@ -79,27 +94,47 @@ def _bytes_of(path: Path) -> bytes:
 def _explain(path: Path, data: bytes, error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
+    if data.startswith((b"\0\5\x16\7", b"\0\5\x16\0")):
+        return f"{path} is macOS metadata (AppleDouble), not a picture; name the file without '._'."
     if isinstance(error, UnidentifiedImageError):
+        if (kind := _optional(path, data)) and not decoder_is_there(*kind):
+            return f"{path} is a {kind[0]} file, which needs another decoder; run: pip install {kind[1]}"
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            return f"{path} is a TIFF of a pixel type that is not read (floating point?); save it as 8- or 16-bit RGB."
         kind = "a web page" if data.lstrip()[:5].lower() in (b"<!doc", b"<html") else "not a picture that can be read"
         return f"{path} is {kind}; give a PNG, JPEG, WebP, TIFF, BMP or GIF file."
     if isinstance(error, Image.DecompressionBombError):
         return f"{path} has more than 179 megapixels; scale it down or cut it into parts first."
-    if isinstance(error, MemoryError):
-        return f"{path} does not fit into memory; scale it down first."
+    if is_out_of_memory(error):
+        return f"{path} does not fit into memory; close other programs, or scale it down first."
     return f"{path} is damaged or truncated ({str(error) or type(error).__name__}); copy or download it again."
+
+
+def _optional(path: Path, data: bytes) -> tuple[str, str] | None:
+    """Format and package of a file that only an optional decoder reads, told by content."""
+    if data[:2] == b"\xff\x0a" or data[:8] == b"\0\0\0\x0cJXL ":
+        return OPTIONAL[".jxl"]
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    if brand in (b"avif", b"avis"):
+        return OPTIONAL[".avif"]
+    heif = brand[:3] in (b"hei", b"hev", b"mif", b"msf") and brand != b""
+    return OPTIONAL[".heic"] if heif else None
 
 
 def _decode(data: bytes, path: Path) -> Picture:
     from PIL import Image
 
+    if kind := _optional(path, data):
+        decoder_is_there(*kind)
     with Image.open(io.BytesIO(data)) as image:
         count = getattr(image, "n_frames", 1)
-        orientation = int(image.getexif().get(_ORIENTATION, 1))
+        orientation = _orientation(image)
         if count > 1 and image.format == "TIFF":
             raise BadImage(f"{path} holds {count} pages; save each as a picture of its own first.")
         if image.mode in ("F", "LAB", "HSV") or image.mode.startswith("I;32"):
             raise BadImage(f"{path} has the pixel type {image.mode}; save it as 8- or 16-bit RGB first.")
         common = {
+            "origin": fingerprint(data),
             "dpi": image.info.get("dpi"),
             "exif": _upright_exif(image),
             "suffix": path.suffix.lower() or f".{(image.format or 'png').lower()}",
@@ -110,7 +145,7 @@ def _decode(data: bytes, path: Path) -> Picture:
             frame, alpha, facts = _gray16(image)
         elif _is_16_bit_colour(image, data):
             image.load()  # OpenCV fills what is missing of a truncated file with gray; Pillow notices
-            frame, alpha, facts = _colour16(data, path)
+            frame, alpha, facts = _colour16(_unturned(data, image.format), path)
         else:
             frame, alpha, facts = _eight_bit(image)
         frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
@@ -122,10 +157,12 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
 
     if image.n_frames * image.width * image.height > _MOST_PIXELS:
         raise BadImage(f"{path} has {image.n_frames} frames of {image.width}x{image.height}; cut it into parts.")
+    poster = bool(getattr(image, "default_image", False))
     frames, alphas, durations = [], [], []
     for frame in ImageSequence.Iterator(image):
         rgba = _to_tensor(frame.convert("RGBA"))
-        durations.append(int(frame.info.get("duration", 100)) or 100)  # known once the frame is decoded
+        if not (poster and not frames):
+            durations.append(int(frame.info.get("duration", 100)) or 100)  # known once the frame is decoded
         frames.append(rgba[:, :3])
         alphas.append(rgba[:, 3:])
     alpha = torch.cat(alphas)
@@ -134,9 +171,18 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
         None if bool((alpha == 1).all()) else alpha,
         icc=image.info.get("icc_profile"),
         durations=tuple(durations),
-        loop=int(image.info.get("loop", 0)),
+        loop=_loop(image),
+        poster=poster,
         **common,
     )
+
+
+def _loop(image: Image) -> int | None:
+    """How often an animation repeats: a GIF without a count is played once, as is an APNG or WebP that says 1."""
+    count = image.info.get("loop")
+    if count is None:
+        return None if image.format == "GIF" else 0
+    return None if count == 1 and image.format != "GIF" else int(count)
 
 
 def _eight_bit(image: Image) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
@@ -183,6 +229,25 @@ def _is_16_bit_colour(image: Image, data: bytes) -> bool:
     return max(bits) == 16 and image.mode in ("RGB", "RGBA", "RGBX")
 
 
+def _unturned(data: bytes, kind: str | None) -> bytes:
+    """A TIFF file with Orientation = 1 in its first directory: OpenCV turns TIFFs itself, whatever it is asked.
+
+    TIFF 6.0, section 2: entries of 12 bytes behind a count of 2; BigTIFF: entries of 20 bytes behind a count of 8.
+    """
+    if kind != "TIFF":
+        return data
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
+    first, length = start + (8 if big else 2), 20 if big else 12
+    patched = bytearray(data)
+    for entry in range(first, first + count * length, length):
+        if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION:
+            struct.pack_into(order + "H", patched, entry + (12 if big else 8), 1)
+    return bytes(patched)
+
+
 def _colour16(data: bytes, path: Path) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     import cv2
     import numpy as np
@@ -218,36 +283,30 @@ def _upright(part: Tensor | None, orientation: int) -> Tensor | None:
     return part.flip(flips).contiguous() if flips else part.contiguous()
 
 
+def _orientation(image: Image) -> int:
+    """1 to 8; 1 where the EXIF block is broken or holds anything else."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises a dozen kinds on a broken block; the picture is not lost for it
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def _upright_exif(image: Image) -> bytes | None:
-    """The EXIF block for a picture that has been turned upright; the copy in ``image`` changes too."""
-    exif = image.getexif()
-    if not exif:
-        return None
-    if _ORIENTATION in exif:
-        exif[_ORIENTATION] = 1
-    detail = exif.get_ifd(_EXIF_IFD)
-    for tag in (_WIDTH_TAG, _HEIGHT_TAG):  # wrong once the picture is turned or enlarged, and not needed
-        detail.pop(tag, None)
-    return exif.tobytes()
+    """The EXIF block for a picture that has been turned upright; the copy in ``image`` changes too.
 
-
-def find_pictures(paths: Iterable[str | Path], recursive: bool = False) -> list[tuple[Path, Path]]:
-    """(file, its path relative to the folder that was named) of every picture, sorted by name within a folder.
-
-    A file that is named itself is taken whatever its ending. Raises BadImage for a path that does not exist and for a
-    folder without pictures.
+    What describes the stored pixels (sizes, strips, compression, colour layout of a TIFF, places in the picture) is
+    wrong in the result and left out. A broken block is left out whole.
     """
-    found: list[tuple[Path, Path]] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise BadImage(f"{path} does not exist; check the path.")
-            found.append((path, Path(path.name)))
-            continue
-        inside = sorted(path.rglob("*") if recursive else path.iterdir())
-        pictures = [file for file in inside if file.suffix.lower() in EXTENSIONS and file.is_file()]
-        if not pictures:
-            hint = "" if recursive else ", or add --recursive for its sub-folders"
-            raise BadImage(f"The folder {path} holds no picture; name another{hint}.")
-        found += [(file, file.relative_to(path)) for file in pictures]
-    return found
+    try:
+        exif = image.getexif()
+        for tag in _STORAGE_TAGS & set(exif):
+            del exif[tag]
+        if _ORIENTATION in exif:
+            exif[_ORIENTATION] = 1
+        detail = exif.get_ifd(_EXIF_IFD)
+        for tag in (_WIDTH_TAG, _HEIGHT_TAG, 0x9214, 0xA214):  # sizes; subject area and place
+            detail.pop(tag, None)
+        return exif.tobytes() if exif else None
+    except Exception:  # Pillow raises a dozen kinds on a broken block; the picture is not lost for it
+        return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import struct
 import zlib
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from .origin import with_origin
 from .reading import Picture
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
+_LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535, "AVIF": 65536}  # px, of the formats themselves
+_PARTIAL = re.compile(r"\..{0,40}\.[0-9a-f]{12}\.partial", re.DOTALL)
 _GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
 
 
@@ -39,8 +43,53 @@ def write(path: str | Path, picture: Picture, overwrite: bool = False) -> Path:
         raise BadImage(f"The result for {path} holds NaN or infinite pixels and is not written; try precision fp32.")
     if picture.alpha is not None and kind == "JPEG":
         raise BadOption(f"{path.name} would lose its transparency as JPEG; choose the format png or webp.")
+    check_size(path, picture.size[1], picture.size[0])
     data = _encode(picture, kind)
+    if picture.origin:
+        data = with_origin(data, kind, picture.origin)
     return write_bytes(path, data, overwrite)
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Raise BadOption where the format of ``path`` cannot hold a picture of this size (px)."""
+    kind = FORMATS.get(path.suffix.lower(), "")
+    most = _LARGEST_SIDE.get(kind)
+    if most is not None and max(width, height) > most:
+        raise BadOption(
+            f"{path.name} would be {width}x{height} px, and {kind} holds at most {most} px a side; choose the format "
+            "png, or a lower upscale."
+        )
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what killed runs left half written in ``folder`` and below; a file that is being written stays."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            file = Path(root, name)
+            if _PARTIAL.fullmatch(name) and not _is_in_use(file):
+                with suppress(OSError):  # of another user, or another run was quicker
+                    file.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the file for this process; False where another holds it. The lock ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows removes no open file anyway
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_in_use(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return not _lock(stream.fileno())
+    except OSError:
+        return True
 
 
 def write_bytes(path: str | Path, data: bytes, overwrite: bool = False) -> Path:
@@ -52,6 +101,7 @@ def write_bytes(path: str | Path, data: bytes, overwrite: bool = False) -> Path:
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.partial")
     try:
         with open(temporary, "xb") as file:
+            _lock(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -113,9 +163,17 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["lossless"] = True
     if kind == "GIF":
         extra["disposal"] = 2 if picture.alpha is not None else 0
-    images[0].save(
-        buffer, kind, save_all=True, append_images=images[1:], duration=durations, loop=picture.loop, **extra
-    )
+    if picture.loop is not None:
+        extra["loop"] = picture.loop
+    elif kind in ("PNG", "WEBP"):
+        extra["loop"] = 1
+    if picture.exif and kind != "GIF":
+        extra["exif"] = picture.exif
+    if picture.poster and kind == "PNG":
+        extra["default_image"] = True
+    elif picture.poster:
+        images = images[1:]
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=durations, **extra)
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ published pipeline aligns to (five points in a 512-px crop), the ArcFace templat
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def fit_lmeds(landmarks: Tensor, size: int = 512) -> Tensor:
     """
     import cv2
 
-    points = landmarks.detach().double().cpu().numpy()
+    points = landmarks.detach().cpu().double().numpy()
     if not np.isfinite(points).all():
         raise BadOption("Landmarks hold NaN or infinity; detect the face again, or leave it out.")
     fits = np.zeros((len(points), 2, 3))
@@ -99,6 +100,13 @@ def resample_weights(out_size: int, in_size: int, scale: float, shift: float, de
     return (inside / inside.sum(1, keepdim=True)).to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=32)
+def _kept_weights(*key) -> Tensor:
+    """``resample_weights`` built once: an upload in every step would make the host wait for the device."""
+    with torch.inference_mode(False):  # so that a later training can use what inference built
+        return resample_weights(*key)
+
+
 def arcface_crop(pixels: Tensor, size: int = 112) -> Tensor:
     """Fixed crop of FFHQ-aligned faces [N,C,S,S] to the ArcFace template [N,C,size,size]; differentiable, anti-aliased.
 
@@ -111,6 +119,8 @@ def arcface_crop(pixels: Tensor, size: int = 112) -> Tensor:
     scale = math.hypot(matrix[0, 0], matrix[1, 0])
     middle = (side - 1) / 2  # where the dropped rotation changes nothing
     shift_x, shift_y = matrix @ np.array([middle, middle, 1.0]) - scale * middle
-    columns = resample_weights(size, side, scale, float(shift_x), pixels.device, pixels.dtype)
-    rows = resample_weights(size, side, scale, float(shift_y), pixels.device, pixels.dtype)
+    # tensors of another type, such as fake ones, must not enter the cache
+    make = _kept_weights if type(pixels) is Tensor else resample_weights
+    columns = make(size, side, scale, float(shift_x), pixels.device, pixels.dtype)
+    rows = make(size, side, scale, float(shift_y), pixels.device, pixels.dtype)
     return rows @ (pixels @ columns.t())

@@ -49,7 +49,7 @@ def warp(
     channels, device = first.shape[0], first.device
     if not indices:
         return torch.empty(0, channels, size, size, device=device)
-    inverses = invert(matrices.detach().double().cpu()).tolist()
+    inverses = invert(matrices.detach().cpu().double()).tolist()
     constant = torch.as_tensor(fill, dtype=torch.float32, device=device).expand(channels)[:, None, None]
     outside = constant if border == "constant" else None
     crops = torch.empty(len(indices), channels, size, size, device=device)

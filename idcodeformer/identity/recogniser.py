@@ -1,6 +1,7 @@
 """Who is it: embeddings of faces, their cosine similarity, and which faces of two pictures belong together."""
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Sequence
 
@@ -49,10 +50,19 @@ class IdentityRecogniser:
         found = [(number, face) for number, here in enumerate(faces) for face in here]
         if not found:
             return self.none()
-        fits = [fit_similarity(face.landmarks.double().cpu().numpy(), ARCFACE_112) for _, face in found]
+        fits = [fit_similarity(face.landmarks.cpu().double().numpy(), ARCFACE_112) for _, face in found]
         index = torch.tensor([number for number, _ in found])
         crops = warp(images, torch.from_numpy(np.stack(fits)).float(), index, _SIDE)
         return self._embed(crops, lambda x: x)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the weights in float32, the same for every file format, precision apart, and device."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            if tensor.is_floating_point():
+                found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def none(self) -> Embeddings:
         """The embeddings of no face."""
@@ -115,11 +125,14 @@ def match(a: Embeddings, b: Embeddings) -> tuple[tuple[int, int, float], ...]:
     Returns (index in a, index in b, cosine), min(len(a), len(b)) of them, by index in a.
     """
     scores = cosine(a, b).double().numpy()
-    if scores.shape[0] <= scores.shape[1]:
-        pairs = list(enumerate(_assign(-scores)))
-    else:
-        pairs = sorted((i, j) for j, i in enumerate(_assign(-scores.T)))
-    return tuple((i, j, float(scores[i, j])) for i, j in pairs)
+    return tuple((i, j, float(scores[i, j])) for i, j in pair_up(scores))
+
+
+def pair_up(gain: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and columns of ``gain`` [n,m] one to one, min(n, m) pairs by row, at the largest total."""
+    if gain.shape[0] <= gain.shape[1]:
+        return list(enumerate(_assign(-gain)))
+    return sorted((i, j) for j, i in enumerate(_assign(-gain.T)))
 
 
 def _assign(cost: np.ndarray) -> list[int]:

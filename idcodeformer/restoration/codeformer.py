@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption, UnsupportedWeights
-from ..networks.codeformer import CodeFormer, CodeFormerConfig
+from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
 from ..runtime.validation import check_images
@@ -24,12 +24,19 @@ class CodeFormerRestorer:
     The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
+    ``in_place``: beyond the CPU ``network`` itself is made mixed and run, with no copy of any weight.
     """
 
-    def __init__(self, network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"):
+    def __init__(
+        self,
+        network: CodeFormer,
+        device: torch.device | str | None = None,
+        precision: Precision = "auto",
+        in_place: bool = False,
+    ):
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
-        self._engine = accelerate(self.network, self.device, precision)
+        self._engine = accelerate(self.network, self.device, precision, in_place)
         self.precision = self._engine.precision
 
     @property
@@ -51,8 +58,8 @@ class CodeFormerRestorer:
     ) -> Tensor:
         """Restored faces [N,3,S,S] in [0,1].
 
-        Of ``options``, ``w``, ``adain`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its own
-        fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
+        Of ``options``, ``w``, ``latent_match`` and ``batch_size`` matter here; ``w`` [N] in [0,1] gives each face its
+        own fidelity instead. ``progress(done, total, "restoring")`` is called after each batch and may raise to cancel.
         Raises BadImage, BadOption, and OutOfMemory where not even one face fits.
         """
         options = options or RestoreOptions()
@@ -71,6 +78,18 @@ class CodeFormerRestorer:
                 raise BadOption(f"w is {w}; it must lie between 0 and 1.")
         return self._restore(pixels, list(ws), options or RestoreOptions(), progress)
 
+    @property
+    def decoder(self) -> CodeFormer:
+        """The module that decodes, in the precision of this restorer, for passes that need a gradient."""
+        return self._engine.module
+
+    def encode(self, pixels: Tensor) -> CodeState:
+        """Codes and encoder features of crops [N,3,S,S] in [0,1], on the restorer's device; independent of w."""
+        self._check(pixels)
+        x = pixels.to(self.device, torch.float32)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self._engine.encode(x * 2 - 1)
+
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
     ) -> Tensor:
@@ -84,7 +103,7 @@ class CodeFormerRestorer:
                 state = self._engine.encode(x * 2 - 1)
                 for i, w in enumerate(ws):
                     each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
-                    image = self._engine.decode(state, each, options.adain).float()
+                    image = self._engine.decode(state, each, options.latent_match).float()
                     out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
 
         in_batches(len(pixels), batch, step, progress)

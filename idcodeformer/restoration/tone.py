@@ -1,14 +1,19 @@
-"""Faces of monochrome pictures stay monochrome: the restorer invents colour where there was none."""
+"""The colours of a restored face are the input's: monochrome stays so, and no cast comes from the network."""
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..types import GrayMode
+from ..geometry.face_shape import crop_distance
+from ..types import GrayMode, RestoreOptions
 
 # Mean variance in grey levels squared, as in the reference (misc.py:146-160).
 _COLOUR_VARIANCE = 10.0 / 255**2
 _AT_ONCE = 8  # faces; bounds the memory of intermediate results
+_LOW_BAND = 8  # the side of a crop over the sigma of what counts as its colour
+_FACE_WHOLE, _FACE_END = 0.8, 1.0  # distances from the middle between which a face goes over into its surroundings
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -67,3 +72,53 @@ def _match(restored: Tensor, pixels: Tensor, mode: GrayMode) -> Tensor | None:
     c_var, c_mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
     toned = ((luma - l_mean) * (c_var / (l_var + 1e-10)).sqrt() + c_mean).clamp(0, 1)
     return toned if gray is None else torch.where(gray[:, None, None, None], toned, restored)
+
+
+def match_tone(restored: Tensor, pixels: Tensor, options: RestoreOptions) -> Tensor:
+    """Restored faces [N,3,S,S] in [0,1] in the colours of the input crops ``pixels``, as ``options`` ask.
+
+    Monochrome first (``gray``), then the low band (``colour``).
+    """
+    toned = match_gray(restored, pixels, options.gray)
+    return match_low_band(toned, pixels) if options.colour == "low_band" else toned
+
+
+def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
+    """Restored faces [N,3,S,S] in [0,1] whose low band is that of ``pixels``, clipped.
+
+    What the network adds below a Gaussian of an eighth of the side is not detail but a cast. Face and surroundings are
+    averaged apart, so that a wall of another colour does not shine into the face.
+    """
+    if len(restored) == 0:
+        return restored
+    side = pixels.shape[-1]
+    face = ((_FACE_END - crop_distance(side, pixels.device)) / (_FACE_END - _FACE_WHOLE)).clamp(0, 1)[None, None]
+    rest = 1 - face
+    sigma = side / _LOW_BAND
+    face_weight, rest_weight = (_low_pass(m, sigma).clamp(min=1e-6) for m in (face, rest))
+    out = torch.empty_like(restored)
+    for start in range(0, len(restored), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        missing = pixels[some] - restored[some]
+        low = face * _low_pass(missing * face, sigma) / face_weight
+        low += rest * _low_pass(missing * rest, sigma) / rest_weight
+        out[some] = (restored[some] + low).clamp_(0, 1)
+    return out
+
+
+def _low_pass(planes: Tensor, sigma: float) -> Tensor:
+    """Gaussian of ``sigma`` px over [N,C,S,S], mirrored at the border, as two matrix products."""
+    side = planes.shape[-1]
+    kernel = _mirrored_gaussian(side, sigma).to(planes.device)
+    return kernel @ planes @ kernel.t()
+
+
+@lru_cache(maxsize=8)
+def _mirrored_gaussian(side: int, sigma: float) -> Tensor:
+    """[side,side] rows of a Gaussian whose tails are folded back at the border."""
+    axis = torch.arange(side, dtype=torch.float64)
+    rows = torch.zeros(side, side, dtype=torch.float64)
+    for turn in range(-2, 3):
+        for image in (axis, -1 - axis):
+            rows += torch.exp(-0.5 * ((image[None] + 2 * side * turn - axis[:, None]) / sigma) ** 2)
+    return (rows / rows.sum(1, keepdim=True)).float()

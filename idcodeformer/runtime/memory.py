@@ -20,6 +20,8 @@ _SHARE = 0.7  # of the free memory; the rest is for fragmentation and for what o
 _FILLING_FACES = {"cuda": 8, "mps": 4}
 _MOST_FACES = 64
 _UNKNOWN_FREE = 4 << 30
+# How torch, OpenCV, Pillow's decoders and zlib say it, in exceptions of several classes.
+_NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "insufficient memory", "failed to allocate")
 
 
 def bytes_per_face(config: CodeFormerConfig) -> int:
@@ -42,15 +44,23 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "mps":
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):  # since torch 2.5
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return min(_system_free(), _container_free())
+    if device.type in ("cpu", "mps"):  # Apple's GPU shares the system's memory
+        return min(_system_free(), _container_free())
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "mem_get_info"):
+        try:
+            return backend.mem_get_info(device)[0]
+        except RuntimeError:  # some XPU drivers do not tell
+            return _UNKNOWN_FREE
+    return _UNKNOWN_FREE  # the system's memory says nothing of a card that has its own
 
 
 def _system_free() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
@@ -62,9 +72,9 @@ def _container_free() -> int:
     """What the control group leaves: a container sees the whole machine in /proc/meminfo, but may not use it."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists():
-        allowed = limit.read_text().strip()
+        allowed = limit.read_text(encoding="utf-8").strip()
         if allowed.isdigit():
-            return max(0, int(allowed) - int(used.read_text()))
+            return max(0, int(allowed) - int(used.read_text(encoding="utf-8")))
     return 1 << 62
 
 
@@ -72,10 +82,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` means that an allocation failed, on any device (the CPU's raises a bare RuntimeError)."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text.lower()
-    )
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
 
 
 def in_batches(
@@ -113,6 +121,15 @@ def _attempt(step: Callable[[int, int], None], start: int, stop: int) -> str | N
             raise
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
     gc.collect()
+    _empty_caches()
+    return failure
+
+
+def _empty_caches() -> None:
+    """Give the memory that torch keeps for later back, on every kind of device that is here."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return failure
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        torch.xpu.empty_cache()

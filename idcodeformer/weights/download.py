@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import urllib.error
 import urllib.request
 import zipfile
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 
 from ..errors import CorruptWeights, DownloadError, MissingWeights
@@ -16,6 +17,7 @@ from .registry import Weight, by_name
 TIMEOUT = 30  # seconds without a byte
 TRIES = 3  # connections per URL that may break off
 PIECE = 1 << 18  # bytes
+PAUSE = 1.0  # seconds before the second try; each further one waits as much longer
 
 
 def download(name: str, folder: str | os.PathLike | None = None, progress: Progress | None = None) -> Path:
@@ -40,7 +42,7 @@ def download(name: str, folder: str | os.PathLike | None = None, progress: Progr
         )
     path = target / weight.file
     if path.is_file():
-        _check(path, path, weight.bytes, weight.sha256)
+        _check(path, path, weight.bytes, weight.sha256, found=True)
         return path
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -91,16 +93,22 @@ def _fetch(url: str, partial: Path, size: int | None, what: str, progress: Progr
         done = partial.stat().st_size if partial.exists() else 0
         if size is not None and done >= size:
             return  # all there; whether it is right, the hash says
-        total = _receive(url, partial, done, size, what, progress)
+        total, whole = _receive(url, partial, done, size, what, progress)
         now = partial.stat().st_size
-        if total is None or now >= total:
+        if whole and (total is None or now >= total):
             return
         if attempt == TRIES - 1:
-            raise OSError(f"broke off after {now} of {total} bytes; the next try resumes there")
+            raise OSError(f"broke off after {now} of {total or 'unknown'} bytes; the next try resumes there")
+        time.sleep(PAUSE * (attempt + 1))  # a server that has just failed rarely answers at once
 
 
-def _receive(url: str, partial: Path, done: int, size: int | None, what: str, progress: Progress | None) -> int | None:
-    """One connection: append to ``partial`` from byte ``done`` on. Returns the total the server promised."""
+def _receive(
+    url: str, partial: Path, done: int, size: int | None, what: str, progress: Progress | None
+) -> tuple[int | None, bool]:
+    """One connection: append to ``partial`` from byte ``done`` on.
+
+    Returns the total in bytes (None where the server did not say) and whether the transfer ended as it should.
+    """
     if not url.startswith(("http://", "https://")):
         raise ValueError("only http and https are fetched")
     request = urllib.request.Request(url, headers={"User-Agent": "idcodeformer"})
@@ -123,16 +131,25 @@ def _receive(url: str, partial: Path, done: int, size: int | None, what: str, pr
         _refuse_full_disk(partial, (size or total or 0) - done)
         with partial.open("ab" if resumed else "wb") as out:
             while True:
-                try:
-                    piece = response.read(PIECE)
-                except (OSError, HTTPException):
-                    return total if total is not None else size  # keep what came; the caller resumes
-                if not piece:
-                    return total
+                whole, piece = _piece(response)
+                if whole and not piece:
+                    return total, True
                 out.write(piece)
                 done += len(piece)
                 if progress is not None:
                     progress(done, size or total or 0, what)
+                if not whole:
+                    return total if total is not None else size, False  # the caller resumes
+
+
+def _piece(response) -> tuple[bool, bytes]:
+    """The next bytes, and False where the connection broke off behind them."""
+    try:
+        return True, response.read(PIECE)
+    except IncompleteRead as exc:
+        return False, exc.partial
+    except (OSError, HTTPException):
+        return False, b""
 
 
 def _refuse_full_disk(partial: Path, needed: int) -> None:
@@ -141,8 +158,9 @@ def _refuse_full_disk(partial: Path, needed: int) -> None:
         raise DownloadError(f"{partial.parent} has {free} bytes free, {needed} are needed.")
 
 
-def _check(file: Path, path: Path, size: int | None, sha256: str | None) -> None:
-    """Size and hash of a file that is to be used as ``path``; a wrong one is moved aside."""
+def _check(file: Path, path: Path, size: int | None, sha256: str | None, found: bool = False) -> None:
+    """Size and hash of a file that is to be used as ``path``. A wrong one is moved aside, but not one that was
+    ``found`` there: it is the user's."""
     from .reading import refuse_impostors
     from .store import sha256_of
 
@@ -153,6 +171,11 @@ def _check(file: Path, path: Path, size: int | None, sha256: str | None) -> None
     digest = sha256_of(file)
     if (sha256 is None or digest == sha256) and (size is None or actual == size):
         return
+    if found:
+        raise CorruptWeights(
+            f"{path} is there already and is not the published file: sha256 {digest} ({actual} bytes), registered "
+            f"{sha256 or 'unknown'} ({size or 'unknown'} bytes). Move it away, or name another folder."
+        )
     aside = path.with_name(path.name + ".rejected")
     os.replace(file, aside)
     raise CorruptWeights(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CorruptWeights, UnsupportedWeights
 from ..networks import arcface, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
+from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
 from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from . import recovery
 from .reading import read_state, strip_prefix
@@ -28,7 +29,7 @@ class Architecture:
     """One network this package knows: how its tensors look, what its config is, how it is built."""
 
     name: str  # as written to the metadata of our files
-    kind: str  # what it is for: codeformer, vqgan, discriminator, retinaface, parsenet, recogniser
+    kind: str  # what it is for: codeformer, vqgan, discriminator, retinaface, parsenet, mini_parser, recogniser
     keys: tuple[str, ...]  # state-dict keys that it alone has together
     recover: Callable[[State], Any]
     construct: Callable[[Any], nn.Module]
@@ -79,6 +80,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "ParseNet", "parsenet", ("encoder.0.conv2d.weight", "out_mask_conv.conv2d.weight"),
         recovery.parsenet_config, _parsenet,
+    ),
+    Architecture(
+        "MiniParser", "mini_parser", ("down.0.0.0.weight", "context.squeeze.weight", "head.1.weight"),
+        mini_parser_config, MiniParser, MiniParserConfig.from_dict,
     ),
     Architecture(
         "IResNet", "recogniser", ("conv1.weight", "layer1.0.bn1.weight", "fc.weight", "features.weight"),
@@ -152,13 +157,32 @@ def _construct(architecture: Architecture, state: State, metadata: Mapping[str, 
             config = architecture.config_from_dict(json.loads(metadata["config"]))
         else:
             config = architecture.recover(state)
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as exc:
-        raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({exc}).") from exc
-    with torch.device("meta" if architecture.on_meta else "cpu"):
-        module = architecture.construct(config)
+        _refuse_endless(config, len(state))
+        with torch.device("meta" if architecture.on_meta else "cpu"):
+            module = architecture.construct(config)
+    except (KeyError, IndexError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as exc:
+        detail = (str(exc).splitlines() or [type(exc).__name__])[0][:160]
+        raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({detail}).") from exc
     if not hasattr(module, "config"):
         module.config = config
     return module
+
+
+def _refuse_endless(config: Any, tensors: int) -> None:
+    """Raise ValueError where a config asks for more blocks than the file has tensors: building them would not end."""
+    values = config if isinstance(config, Mapping) else vars(config)
+    levels = values.get("ch_mult", ())
+    blocks = {
+        "n_layers": values.get("n_layers", 0),
+        "res_blocks": values.get("res_blocks", 0) * len(levels),
+        "connect_list": len(values.get("connect_list", ())),
+        "layers": sum(values.get("layers", ())),
+        "stages": sum(stage[2] for stage in values.get("stages", ())),
+        "res_depth": values.get("res_depth", 0),
+    }
+    for name, count in blocks.items():
+        if not 0 <= count <= tensors:
+            raise ValueError(f"{name} asks for {count} blocks, the file has {tensors} tensors")
 
 
 def _fill(module: nn.Module, state: State, assign: bool) -> None:

@@ -23,6 +23,8 @@ from ..errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedW
 from .registry import by_file
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
+PREFIXES = (*CONTAINERS, "net_g_ema", "net_g", "netG", "net", "module", "_orig_mod")  # before every key, best first
+BESIDE = ("net_d", "netD", "discriminator", "loss", "perceptual")  # what a training file may hold besides
 LARGEST_PICKLE = 100_000_000  # bytes; names and shapes of a large network take less than one percent of it
 SAFE_GLOBALS = frozenset(
     [("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage")]
@@ -35,8 +37,9 @@ SAFE_GLOBALS = frozenset(
 def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (CPU, as stored) and text metadata of a .safetensors, .pth or .onnx file.
 
-    The weights are found under ``params_ema``, ``params``, ``state_dict``, ``model`` or bare, and lose a ``module.``
-    prefix. A ``config`` mapping beside them becomes metadata. ONNX gives arcface_torch's keys (see ``onnx_reader``).
+    The weights are found under ``params_ema``, ``params``, ``state_dict``, ``model`` or bare, and lose prefixes such as
+    ``module.``. A ``config`` mapping beside them becomes metadata. ONNX gives arcface_torch's keys (see
+    ``onnx_reader``).
     Raises MissingWeights, CorruptWeights, UnsafeWeights or UnsupportedWeights, each naming the file.
     """
     path = Path(path)
@@ -109,7 +112,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with path.open("rb") as file:
             for stream in _pickles(file):
                 _refuse_unsafe(stream, path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given the path, torch goes by its ending
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (UnsafeWeights, OSError):
         raise
     except Exception as exc:  # pickle and zip readers raise a dozen kinds on damaged input; all mean the same here
@@ -176,6 +180,18 @@ def _unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
     return strip_prefix(state), metadata
 
 
-def strip_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    """Without the prefix that torch's data-parallel wrappers add."""
-    return {k[len(prefix) :] if k.startswith(prefix) else k: v for k, v in state.items()}
+def strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers and trainers put before every key (``module.``, ``params_ema.``, ``net_g.``).
+
+    Where several copies lie side by side (params beside params_ema, net_g beside net_d) the best one is taken. A
+    prefix before numbers alone (``model.0.weight`` of ESRGAN) belongs to the network and stays.
+    """
+    while True:
+        tops = {key.split(".", 1)[0] for key in state}
+        best = next((prefix for prefix in PREFIXES if prefix in tops), None)
+        if best is None or not tops <= {*PREFIXES, *BESIDE}:
+            return {key.removeprefix("module."): value for key, value in state.items()}
+        inner = {key[len(best) + 1 :]: value for key, value in state.items() if key.startswith(best + ".")}
+        if not inner or any(key.split(".", 1)[0].isdigit() for key in inner):
+            return dict(state)
+        state = inner

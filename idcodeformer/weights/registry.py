@@ -33,7 +33,8 @@ class Weight:
     """One row of the registry."""
 
     name: str  # how commands and nodes call it
-    kind: str  # codeformer, vqgan, discriminator, retinaface, scrfd, parsenet, recogniser or upscaler
+    kind: str  # codeformer, vqgan, discriminator, retinaface, scrfd, parsenet, mini_parser, recogniser or
+    # upscaler
     file: str  # file name, here and in every folder searched
     licence: str
     urls: tuple[str, ...] = ()  # tried in this order
@@ -117,6 +118,11 @@ WEIGHTS: tuple[Weight, ...] = (
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
         sha256="b23bd253f2c41b13494a8a1321c6c046b3d31d6bd73fe66d4399103149ac1251",
+    ),
+    _embedded(
+        "mini_parser", "mini_parser", "research use", non_commercial=True, bytes=2_864_912,
+        sha256="90b403a993e8a495cd397ecd516fd26dfdfd7d21f07f3c77d688bafe7bad569c",
+        note="face parser at 128 px. Trained on CelebAMask-HQ, for non-commercial research.",
     ),
     # The published restorer and its training stages.
     _codeformer(
@@ -209,7 +215,7 @@ WEIGHTS: tuple[Weight, ...] = (
 )  # fmt: skip
 
 # What callers ask for -> kinds of the registry that serve it.
-GROUPS = {"restorer": ("codeformer",), "detector": ("retinaface", "scrfd"), "parser": ("parsenet",)}
+GROUPS = {"restorer": ("codeformer",), "detector": ("retinaface", "scrfd"), "parser": ("parsenet", "mini_parser")}
 
 
 def kinds_of(kind: str | None) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def pack(_pack: ModuleType, _base: Path) -> Iterator[SimpleNamespace]:
     import comfy.utils
     import folder_paths
 
-    mm.state.__init__(interrupted=False, loaded=[], novram=False, freed=[], unloads=0)
+    mm.reset()
     mm.FORCE_FP32 = False
     comfy.utils.hook = None
     before = {key: (list(paths), set(ext)) for key, (paths, ext) in folder_paths.folder_names_and_paths.items()}
@@ -163,3 +163,11 @@ def grey() -> torch.Tensor:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def refusal(node: type, name: str, value: Any) -> str | None:
+    """What the host says of a combo's value, as its validation words it; None where it takes the value."""
+    choices = node.INPUT_TYPES()["required"][name][0]
+    if value in choices:
+        return None
+    return f"{name}: '{value}' not in " + (f"(list of length {len(choices)})" if len(choices) > 20 else str(choices))

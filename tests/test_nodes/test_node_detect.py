@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.test_nodes.conftest import refusal
+
 
 def centres(faces, frame=0):
     return [float(face.box[0] + face.box[2]) / 2 for face in faces.faces[frame]]
@@ -95,7 +97,7 @@ def test_reference_must_be_there_and_show_a_face(run, pack, model, group, grey):
 
 @pytest.mark.parametrize("text", ["a", "1,,x", "-1", "1-", "99999"])
 def test_wrong_indices_are_refused_before_running(pack, text):
-    assert "write numbers" in pack.nodes.DetectFaces.VALIDATE_INPUTS(detector=None, indices=text)
+    assert "write numbers" in pack.nodes.DetectFaces.VALIDATE_INPUTS(indices=text)
 
 
 def test_indices_as_people_write_them(pack):
@@ -104,7 +106,7 @@ def test_indices_as_people_write_them(pack):
 
 
 def test_missing_detector_is_refused_with_its_source(pack):
-    said = pack.nodes.DetectFaces.VALIDATE_INPUTS(detector="detection_Resnet50_Final.pth", indices="0")
+    said = refusal(pack.nodes.DetectFaces, "detector", "detection_Resnet50_Final.pth")
     assert "facedetection" in said and "https://" in said
 
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from tests.test_nodes.conftest import TINY, TINY_RECOGNISER
+from tests.test_nodes.conftest import TINY, TINY_RECOGNISER, refusal
 
 
 def offered(node, name):
@@ -62,13 +62,13 @@ def test_registering_adds_and_replaces_nothing(pack):
 
 
 def test_missing_model_is_refused_with_file_folder_and_source(pack):
-    said = pack.nodes.Loader.VALIDATE_INPUTS(model_name="codeformer.pth", recogniser="none")
+    said = refusal(pack.nodes.Loader, "model_name", "codeformer.pth")
     assert "codeformer.pth" in said and "facerestore_models" in said and "https://" in said
 
 
 @pytest.mark.parametrize("name", ["../../secret.pth", "/etc/passwd", "C:\\x.pth", "..\\x.pth"])
 def test_names_that_leave_the_folder_are_refused(pack, name):
-    assert "choose one from the list" in pack.nodes.Loader.VALIDATE_INPUTS(model_name=name)
+    assert "choose one from the list" in refusal(pack.nodes.Loader, "model_name", name)
 
 
 def test_windows_and_unix_separators_name_the_same_file(pack, tmp_path):
@@ -79,7 +79,8 @@ def test_windows_and_unix_separators_name_the_same_file(pack, tmp_path):
 
 
 def test_linked_inputs_are_not_judged(pack):
-    assert pack.nodes.Loader.VALIDATE_INPUTS(model_name=None, recogniser=None) is True
+    """The host does not look a linked value up in the list, and a method that validates would be asked about it."""
+    assert not hasattr(pack.nodes.Loader, "VALIDATE_INPUTS")
 
 
 def test_corrupt_file_says_so(pack, run):
@@ -122,7 +123,8 @@ def test_changed_file_changes_the_fingerprint_and_nothing_else_does(pack):
 
 
 def test_networks_are_loaded_wholly_and_belong_to_the_output(pack, model):
-    restorer = model.restorer(1)
+    pack.sub("managed").load_together([model.restorer])
+    restorer = model.restorer.ready()
     (patcher,) = pack.mm.state.loaded
     assert patcher.model.network is restorer.network
     assert all(p.device.type == "cpu" for p in restorer.network.parameters())
@@ -133,9 +135,10 @@ def test_memory_is_returned_after_the_weights_are_gone(pack, run, monkeypatch):
     alive = []
     monkeypatch.setattr(pack.sub("host"), "_return_memory", lambda: alive.append(weights() is not None))
     model = run("Loader", model_name=TINY, recogniser=TINY_RECOGNISER)[0]
-    model.restorer(1), model.recogniser()
-    weights = weakref.ref(model._restorer.network)
-    pack.mm.state.loaded.clear()
+    pack.sub("managed").load_together([model.restorer, model.recogniser])
+    model.restorer.ready(), model.recogniser.ready()
+    weights = weakref.ref(model.restorer.managed.network)
+    pack.mm.reset()
     del model
     assert alive == [False]
 
@@ -143,9 +146,10 @@ def test_memory_is_returned_after_the_weights_are_gone(pack, run, monkeypatch):
 def test_weights_left_on_another_device_are_fetched(pack, model):
     """--novram leaves them where they are although a full load was asked for."""
     pack.mm.state.novram = True
-    managed = model._restorer
+    managed = model.restorer.managed
     managed.device = torch.device("meta")  # a device that every machine has
-    assert {p.device.type for p in managed.load().parameters()} == {"meta"}
+    pack.sub("managed").load_together([model.restorer])
+    assert {p.device.type for p in managed.network.parameters()} == {"meta"}
 
 
 def test_force_fp32_is_honoured(pack, run, monkeypatch):

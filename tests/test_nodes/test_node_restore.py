@@ -239,7 +239,7 @@ def test_running_out_of_memory_makes_room_and_says_what_to_do(restore, pack, mod
     def full(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(model._restorer.network.quantize, "forward", full, raising=False)
+    monkeypatch.setattr(model.restorer.managed.network.quantize, "forward", full, raising=False)
     engine = "idcodeformer.restoration.engine.execution"
     module = __import__("sys").modules["/somewhere/custom_nodes/ComfyUI-ID-CodeFormer." + engine]
     monkeypatch.setattr(module.StripEngine, "encode", full)

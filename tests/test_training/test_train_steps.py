@@ -8,10 +8,11 @@ from torch import nn
 
 from training.checkpoint import read_checkpoint
 from training.config import OptimConfig, load_config
-from training.data.dataset import collate
+from training.data.dataset import collate, to_unit
 from training.data.sampling import uniform
 from training.launch import half_precision_cost
 from training.optim import EMA, adam, learning_rate
+from training.stages.losses import hinge_discriminator
 from training.trainer import Trainer
 
 
@@ -95,6 +96,21 @@ def test_discriminator_learns_only_from_its_own_loss(base, faces, arguments, tmp
     falls = [float(trainer.step(batch, s)["d"]) for s in range(2, 12)]
     assert falls[-1] < falls[0]
     trainer.log.close()
+
+
+def test_discriminator_judges_restored_faces_as_the_generator_step_does(base, faces, tmp_path):
+    """Under batch norm a pass over real and restored faces together would give other logits for the same faces."""
+    words = [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", "loss.gan=0.8", "loss.gan_norm=batch"]
+    trainer = Trainer(load_config(base, words))
+    batch, seen = collate([trainer.data[i] for i in range(4)]), []
+    trainer.stage.discriminator.register_forward_hook(lambda _m, args, out: seen.append((args[0], out.detach())))
+    logs = trainer.step(batch, 0)
+    trainer.log.close()
+    generator, real, fake = seen
+    assert torch.equal(real[0], to_unit(batch["truth"])) and torch.equal(fake[0], generator[0])
+    assert torch.equal(fake[1], generator[1]) and not torch.equal(real[1], fake[1])
+    assert float(logs["gan"].detach()) == pytest.approx(-float(generator[1].mean()))
+    assert float(logs["d"]) == pytest.approx(float(hinge_discriminator(real[1], fake[1])))
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage3_id", "distil"])

@@ -94,8 +94,11 @@ def _check_degradation(name: str, config: DegradationConfig) -> None:
         _between(f"{name}.{key}", value[1], lowest, highest)
     if config.kernel_size < 1 or config.kernel_size % 2 == 0:
         _refuse(f"{name}.kernel_size", f"{config.kernel_size} is not an odd number of px")
-    for key in ("anisotropic", "gray"):
+    for key in ("anisotropic", "gray", "clean"):
         _between(f"{name}.{key}", getattr(config, key), 0, 1)
+    if len(config.severity) != 2 or not 0 <= config.severity[0] <= config.severity[1] <= 1:
+        _refuse(f"{name}.severity", f"give [low, high] in [0, 1], not {config.severity}")
+    _between(f"{name}.severity_power", config.severity_power, 1e-3)
 
 
 def _check_losses(config: TrainConfig) -> None:
@@ -105,6 +108,7 @@ def _check_losses(config: TrainConfig) -> None:
         _between(f"loss.{key}", getattr(loss, key), 0)
     for key in ("identity_jitter", "identity_blur", "identity_noise", "identity_seen", "identity_maps"):
         _between(f"loss.{key}", getattr(loss, key), 0)
+    _between("loss.identity_other", loss.identity_other, 0, 1)
     _between("loss.perceptual_every", loss.perceptual_every, 1)
     _between("loss.pooled_side", loss.pooled_side, 1, config.net.img_size)
     _one_of("loss.gan_norm", loss.gan_norm, ("batch", "group"))

@@ -18,6 +18,11 @@ class DegradationConfig:
     noise: list[float] = field(default_factory=lambda: [0.0, 20.0])  # standard deviation in grey levels of 255
     jpeg: list[float] = field(default_factory=lambda: [30.0, 80.0])  # quality
     gray: float = 0.0  # probability of a gray input
+    clean: float = 0.0  # probability of an untouched input
+    # Range of the severity s in [0, 1]: every value goes from its mild end (s = 0) to the one drawn (s = 1) together,
+    # so that mild blur comes with mild downscale. s = low + (high - low) * u ** severity_power, u uniform.
+    severity: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    severity_power: float = 1.0  # above 1: more mild samples
 
 
 @dataclass
@@ -122,6 +127,7 @@ class LossConfig:
     identity_blur: float = 0.0  # largest sigma in px by which crops are blurred, so that it cannot be met by fine noise
     identity_noise: float = 0.0  # largest sigma, in [-1,1], of noise on both crops: only what survives it counts
     identity_seen: float = 0.0  # power of cos(input, truth) that each face weighs; 0 = all alike
+    identity_other: float = 0.0  # share of another photo of the person in the target embedding; 1 = only that photo
     identity_maps: float = 0.0  # weight, beside 1 for the embedding, of the recogniser's maps at every resolution
 
 

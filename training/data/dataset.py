@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..config import DataConfig, DegradationConfig
 from ..errors import DataError
 from .degradation import degrade, sample_rng
+from .sampling import stream_rng
 from .sources import MIN_SHARE, SUFFIXES, Entry, list_images, read_image
 
 __all__ = [
@@ -34,14 +35,27 @@ class PairDataset(Dataset):
 
     An image that cannot be used is replaced by its neighbour, so that batches keep their size; ``skipped`` of the
     sample then lists (name, reason) of the images met for the first time. It travels in the batch because the loader's
-    workers are processes of their own.
+    workers are processes of their own. With ``others`` a sample also has ``other`` uint8 [3,S,S]: another photo of the
+    person, drawn by position and flipped alike, or the truth again where the person has none.
     """
 
-    def __init__(self, config: DataConfig, degradation: DegradationConfig | None, seed: int, shuffle: bool = True):
+    def __init__(
+        self,
+        config: DataConfig,
+        degradation: DegradationConfig | None,
+        seed: int,
+        shuffle: bool = True,
+        others: bool = False,
+    ):
         self.config, self.degradation, self.seed, self.shuffle = config, degradation, seed, shuffle
         self.entries = list_images(config)
         names = sorted({e.identity for e in self.entries})
         self.labels = {name: i for i, name in enumerate(names)}
+        self.others: dict[str, list[int]] | None = None
+        if others:
+            self.others = {}
+            for index, entry in enumerate(self.entries):
+                self.others.setdefault(entry.identity, []).append(index)
         self._cache: dict[int, np.ndarray | str] = {}
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -99,15 +113,35 @@ class PairDataset(Dataset):
         """Raise DataError where not one image can be used: here rather than inside a worker."""
         self._usable(0)
         self._cache.clear()
+        if self.others is not None and all(len(same) < 2 for same in self.others.values()):
+            raise DataError(
+                f"No person in {self.entries[0].path.parent} and beside it has two photos. Give faces in folders by "
+                "person or a table with identities, or set loss.identity_other=0."
+            )
+
+    def _other(self, index: int, position: int, skipped: list[tuple[str, str]]) -> np.ndarray | None:
+        """Another photo of the person on image ``index``; None where there is none, or the one drawn is of no use."""
+        assert self.others is not None
+        photos = [i for i in self.others[self.entries[index].identity] if i != index]
+        if not photos:
+            return None
+        image = self._read(photos[stream_rng(self.seed, position, "other").integers(len(photos))], skipped)
+        return image if isinstance(image, np.ndarray) else None
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         index, image, skipped = self._usable(self._index(position))
         rng = sample_rng(self.seed, position)
-        if rng.uniform() < 0.5 and self.config.hflip:
+        flipped = rng.uniform() < 0.5 and self.config.hflip
+        if flipped:
             image = image[:, ::-1]
         bad = image if self.degradation is None else degrade(np.ascontiguousarray(image), self.degradation, rng)
-        entry = self.entries[index]
+        entry, more = self.entries[index], {}
+        if self.others is not None:
+            other = self._other(index, position, skipped)
+            other = image if other is None else other[:, ::-1] if flipped else other
+            more["other"] = torch.from_numpy(other.transpose(2, 0, 1).copy())
         return {
+            **more,
             "truth": torch.from_numpy(image.transpose(2, 0, 1).copy()),
             "degraded": torch.from_numpy(bad.transpose(2, 0, 1).copy()),
             "label": self.labels[entry.identity],

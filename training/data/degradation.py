@@ -29,12 +29,28 @@ def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, angle: float) -> 
 
 
 def degrade(image: np.ndarray, config: DegradationConfig, rng: np.random.Generator) -> np.ndarray:
-    """A degraded copy of ``image`` at its own size. Draws the same count of numbers whatever the ranges."""
+    """A degraded copy of ``image`` at its own size, or an untouched one with probability ``clean``.
+
+    Draws the same count of numbers whatever the ranges; ``clean`` and ``severity`` draw theirs only where they are set.
+    """
     height, width = image.shape[:2]
     sigma_x, sigma_y = rng.uniform(*config.sigma, size=2)
     angle, aniso = rng.uniform(-math.pi, math.pi), rng.uniform()
     factor, noise, quality = (rng.uniform(*r) for r in (config.downscale, config.noise, config.jpeg))
     gray = rng.uniform() < config.gray
+    if config.clean or list(config.severity) != [1.0, 1.0]:
+        untouched, where = rng.uniform(size=2)
+        if untouched < config.clean:
+            return image.copy()
+        low, high = config.severity
+        severity = low + (high - low) * where**config.severity_power
+        sigma_x, sigma_y, factor, noise, quality = (
+            mild + severity * (drawn - mild)
+            for mild, drawn in (
+                (config.sigma[0], sigma_x), (config.sigma[0], sigma_y), (config.downscale[0], factor),
+                (config.noise[0], noise), (config.jpeg[1], quality),
+            )
+        )  # fmt: skip
     if aniso >= config.anisotropic:
         sigma_y, angle = sigma_x, 0.0
     out = cv2.filter2D(

@@ -4,6 +4,8 @@ So a resumed run, another number of workers and a batch split over processes all
 """
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,21 +13,27 @@ from torch import Tensor
 from .degradation import sample_rng
 
 # independent of each other, of the order and of the degradation
-STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14, "noise": 15}
+STREAMS = {"fidelity": 11, "views": 12, "jitter": 13, "blur": 14, "noise": 15, "other": 16}
+Positions = Sequence[int] | Tensor
 
 
-def _generators(positions: Tensor, seed: int, stream: str) -> list[np.random.Generator]:
-    key = seed + 1_000_003 * STREAMS[stream]
-    return [sample_rng(key, int(p)) for p in positions]
+def stream_rng(seed: int, position: int, stream: str) -> np.random.Generator:
+    """The generator of one sample for one purpose."""
+    return sample_rng(seed + 1_000_003 * STREAMS[stream], position)
 
 
-def uniform(positions: Tensor, seed: int, stream: str, count: int) -> Tensor:
+def _generators(positions: Positions, seed: int, stream: str) -> list[np.random.Generator]:
+    known = positions.tolist() if isinstance(positions, Tensor) else positions  # a device is waited for once at most
+    return [stream_rng(seed, int(p), stream) for p in known]
+
+
+def uniform(positions: Positions, seed: int, stream: str, count: int) -> Tensor:
     """float32 [count,N] in [0,1) on the CPU for the samples at ``positions`` [N]."""
     rows = [rng.random(count, dtype=np.float32) for rng in _generators(positions, seed, stream)]
     return torch.from_numpy(np.stack(rows, axis=1))
 
 
-def noise(positions: Tensor, seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
+def noise(positions: Positions, seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
     """float32 [N,*shape] on the CPU: Gaussian noise whose deviation is each sample's own, uniform in [0, sigma)."""
     fields = [
         sigma * rng.random(dtype=np.float32) * rng.standard_normal(shape, dtype=np.float32)

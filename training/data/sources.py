@@ -56,7 +56,9 @@ def list_images(config: DataConfig) -> list[Entry]:
                 if not Path(folder).is_dir():
                     raise DataError(f"There is no folder {folder}. Check {key}.")
         entries = _from_table(config) if config.list_csv else _from_folders(config.roots)
-        entries += [Entry(e.path, f"{e.identity}/{e.path.name}") for e in _from_folders(config.extra)]
+        for number, folder in enumerate(config.extra):
+            own = _from_folders([folder])
+            entries += [Entry(e.path, f"extra {number}/{e.path.relative_to(folder).as_posix()}") for e in own]
         where = ", ".join(config.roots) + (f" by {config.list_csv}, split {config.split}" if config.list_csv else "")
     if not entries:
         raise DataError(f"No image in {where} (looked at any depth for {', '.join(sorted(SUFFIXES))}).")

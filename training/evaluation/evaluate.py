@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     report = evaluation.report()
     report["settings"]["seconds"] = round(time.monotonic() - started, 1)
     write_report(args.out, report, evaluation.blocks)
-    print((args.out / "report.md").read_text())
+    print((args.out / "report.md").read_text(encoding="utf-8"))
     print(f"Report, plots and sheets are in {args.out}.")
     return 0
 
@@ -142,7 +142,7 @@ class Evaluation:
         return {
             "data": args.data.name, "list": args.list_csv, "split": args.split, "limit": args.limit,
             "size": self.faces.size, "images_sha256": self.faces.digest,
-            "models": {m.name: {"key": m.key, "loss_recognisers": self.used[m.name]} for m in self.models},
+            "models": {m.name: {"key": m.key, "loss_recognisers": self.used[m.name].names} for m in self.models},
             "recognisers": {j.name: {"role": j.role, "sha256": j.digest} for j in judges.recognisers},
             "perceptual": judges.perceptual.label if judges.perceptual else None,
             "fid": judges.extractor.label if judges.extractor else None,

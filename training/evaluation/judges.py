@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idcodeformer.geometry.templates import arcface_crop
+from idcodeformer.weights import registry
+from idcodeformer.weights.registry import Weight
 from idcodeformer.weights.store import find, sha256_of
 
 from ..config import ConfigError
 from ..metrics import psnr, ssim, to_8bit
 from ..stages.perceptual import PerceptualDistance, load_perceptual
 from .fid import load_extractor
-from .subjects import load_network, split_name
+from .subjects import LossRecognisers, load_network, split_name
 
 Role = Literal["loss", "independent"]
 Figures = dict[str, np.ndarray]  # name -> [N] or [N,D]
@@ -98,14 +101,32 @@ def _recogniser(text: str, role: Role, device: torch.device) -> RecogniserJudge:
     return RecogniserJudge(name, role, net, sha256_of(path), path.stem)
 
 
-def check_independence(judges: Judges, used: dict[str, list[str]]) -> None:
-    """Refuse to call a recogniser independent that a model's own metadata says was in its loss.
+def _row(name: str, digest: str = "") -> Weight | None:
+    """The registry's row of a recogniser, by its contents, its name or the name of its file."""
+    for row in registry.WEIGHTS:
+        files = (row.file, *row.aliases)
+        if (digest and row.sha256 == digest) or name == row.name or name in (Path(file).stem for file in files):
+            return row
+    return None
 
-    ``used``: model name -> names (file stems) of the recognisers in its loss. Raises ConfigError.
+
+def _was_in_loss(judge: RecogniserJudge, used: LossRecognisers) -> bool:
+    """By contents; by the registry's row, under whatever name; by the file's name where no contents are recorded."""
+    row = _row(judge.stem, judge.digest)
+    rows = [_row(name) for name in used.names] + [_row("", digest) for digest in used.digests]
+    if judge.digest in used.digests or judge.digest in [r.sha256 for r in rows if r is not None]:
+        return True
+    return (row is not None and row in rows) or (not used.digests and judge.stem in used.names)
+
+
+def check_independence(judges: Judges, used: dict[str, LossRecognisers]) -> None:
+    """Refuse to call a recogniser independent that a model's own file says was in its loss.
+
+    ``used``: model name -> the recognisers in its loss. Raises ConfigError.
     """
     for judge in judges.recognisers:
-        for model, stems in used.items():
-            if judge.role == "independent" and judge.stem in stems:
+        for model, recognisers in used.items():
+            if judge.role == "independent" and _was_in_loss(judge, recognisers):
                 raise ConfigError(
                     f"'{judge.name}' was in the loss of '{model}', so it is no independent judge. "
                     "Move it to --loss-recogniser."

@@ -17,7 +17,7 @@ def write_report(out: Path, report: dict[str, Any], blocks: dict[str, Any]) -> N
     """Write everything into ``out``; ``blocks``: the ``Block`` of each degradation, for table and pictures."""
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "images.csv", {name: block.per_image() for name, block in blocks.items()})
-    (out / "report.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False))
+    (out / "report.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False), encoding="utf-8")
     recognisers = report["settings"]["recognisers"]
     for name, block in report["degradations"].items():
         title = f"{report['settings']['data']}, {name}, {report['images']} images"
@@ -26,7 +26,7 @@ def write_report(out: Path, report: dict[str, Any], blocks: dict[str, Any]) -> N
         plots.distribution(blocks[name].id_sims, recognisers, main, out / f"{name}-id-sim.png")
         for sheet in blocks[name].sheets:
             draw(sheet).save(out / f"{name}-{sheet.name}.png")
-    (out / "report.md").write_text(markdown(report))
+    (out / "report.md").write_text(markdown(report), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -40,7 +40,7 @@ def _finite(value: Any) -> Any:
 
 def _write_csv(path: Path, blocks: dict[str, list[dict[str, Any]]]) -> None:
     records = [{"degradation": name, **record} for name, block in blocks.items() for record in block]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)

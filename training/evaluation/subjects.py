@@ -13,7 +13,7 @@ from idcodeformer.networks.codeformer import CodeFormer
 from idcodeformer.networks.vqgan import VQAutoEncoder
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.types import RestoreOptions
-from idcodeformer.weights.store import find, sha256_of
+from idcodeformer.weights.store import SUFFIXES, find, sha256_of
 
 from ..config import ConfigError
 
@@ -134,21 +134,42 @@ def load_network(path: Path, kind: str | None) -> nn.Module:
     return build(path, kind).float().eval().requires_grad_(False)
 
 
-def identity_files(path: Path, net: nn.Module) -> list[str]:
-    """Names (of files, without folder and suffix) of the recognisers in a model's loss, where the file says so."""
-    import json
+@dataclass(frozen=True)
+class LossRecognisers:
+    """The recognisers in a model's loss: their names, and the sha256 of their files where the model records it."""
 
-    if path.suffix == ".ckpt":
-        from ..checkpoint import read_checkpoint
+    names: list[str]
+    digests: list[str]
 
-        config = read_checkpoint(path)["config"]
-    else:
-        config = json.loads(getattr(net, "weights_metadata", {}).get("training", "{}"))
-    loss = config.get("loss", {})
-    return [Path(name).stem for name in loss.get("identity_weights", [])] if loss.get("identity") else []
+    @classmethod
+    def of(cls, path: Path, net: nn.Module) -> "LossRecognisers":
+        """As a checkpoint or an exported file says; empty where it says nothing."""
+        import json
+
+        if path.suffix == ".ckpt":
+            from ..checkpoint import read_checkpoint
+
+            state = read_checkpoint(path)
+            config, sources = state["config"], state.get("sources", {})
+        else:
+            metadata = getattr(net, "weights_metadata", {})
+            config, sources = (json.loads(metadata.get(key, "{}")) for key in ("training", "sources"))
+        loss = config.get("loss", {})
+        if not loss.get("identity"):
+            return cls([], [])
+        names = [_plain_name(name) for name in loss.get("identity_weights", [])]
+        return cls(names, list(sources.get("loss.identity_weights", [])))
 
 
-def load_model(text: str, ws: Sequence[float], adain: bool, device: torch.device) -> tuple[ModelSubject, list[str]]:
+def _plain_name(name: str) -> str:
+    """A file's name without folder and suffix; a name of the registry as it is, also where it holds a dot."""
+    file = Path(name)
+    return file.stem if file.suffix in SUFFIXES else file.name
+
+
+def load_model(
+    text: str, ws: Sequence[float], adain: bool, device: torch.device
+) -> tuple[ModelSubject, LossRecognisers]:
     """A model to measure, from ``NAME=PATH``, and the recognisers its loss used."""
     name, source = split_name(text)
     path = find(source, "codeformer")
@@ -157,7 +178,7 @@ def load_model(text: str, ws: Sequence[float], adain: bool, device: torch.device
         raise ConfigError(f"{path} holds {type(net).__name__}, not a CodeFormer: name a stage II or III result.")
     if any(ws) and not net.config.connect_list:
         raise ConfigError(f"{path} has no fusion blocks (connect_list is empty); only --w 0 can be measured.")
-    known = identity_files(path, net)
+    known = LossRecognisers.of(path, net)
     return ModelSubject(name, sha256_of(path), CodeFormerRestorer(net, device, "fp32"), ws, adain), known
 
 

@@ -15,7 +15,6 @@ from idcodeformer.networks.codeformer import CodeFormerConfig
 from idcodeformer.networks.vqgan import PatchDiscriminator, VQGANConfig
 
 from ..config import ConfigError, TrainConfig
-from ..data.dataset import to_unit
 from ..metrics import ssim
 from ..weights import load_network
 from .losses import IdentityLoss, adaptive_weight, pooled_l1
@@ -56,6 +55,7 @@ class Stage(nn.Module):
         self.config = config
         self.perceptual: nn.Module | None = None
         self.identity: IdentityLoss | None = None
+        self.jumped: dict[str, Tensor] = {}  # parameter of net -> rows [K] (bool) that the last before_step set by hand
         self._discriminator: tuple[nn.Module, ...] = ()  # a tuple: it has an optimiser and a DDP wrapper of its own
 
     @property
@@ -81,7 +81,7 @@ class Stage(nn.Module):
         return self
 
     def before_step(self, batch: Batch, step: int, fabric: Any) -> dict[str, float]:
-        """State that is not learnt by gradient; called outside the graph on every process."""
+        """State that is not learnt by gradient; called outside the graph on every process. Fills ``jumped``."""
         return {}
 
     def restored(self, batch: Batch) -> Tensor:
@@ -89,17 +89,17 @@ class Stage(nn.Module):
         raise TypeError(f"Stage {self.config.stage} makes no pictures.")
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Figures on a fixed batch; ``score`` (lower is better) decides which checkpoint is the best."""
-        truth = to_unit(batch["truth"], self.device)
-        image = self.restored(batch).clamp(-1, 1)
+        """Figures on a fixed batch; ``score`` (lower is better) decides which checkpoint is the best.
+
+        The score is the objective without the adversary, whose judgement changes from checkpoint to checkpoint.
+        """
+        raise NotImplementedError
+
+    def _judged(self, image: Tensor, truth: Tensor, out: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms of restored images; adds PSNR, L1 and the terms to ``out``."""
         mse = F.mse_loss(image, truth, reduction="none").mean((1, 2, 3)) / 4  # in [0,1] units
-        out = {"psnr": (-10 * mse.log10()).mean(), "l1": F.l1_loss(image, truth)}
-        score = out["l1"] * self.config.loss.l1
-        for name, module in (("perceptual", self.perceptual), ("identity", self.identity)):
-            if module is not None:
-                out[name] = module(image, truth).mean()
-                score = score + getattr(self.config.loss, name) * out[name]
-        return {**out, "score": score}
+        out["psnr"], out["l1"] = (-10 * mse.log10()).mean(), F.l1_loss(image, truth)
+        return self._reconstruction(image, truth, None, out)
 
     def _image_terms(self) -> None:
         """Frozen networks of the image losses, loaded only where their weight is not 0."""
@@ -121,14 +121,15 @@ class Stage(nn.Module):
             networks = [load_network(path, "recogniser") for path in loss.identity_weights]
             self.identity = IdentityLoss(
                 networks, loss.identity_jitter, self.config.seed, loss.identity_blur, loss.identity_noise,
-                loss.identity_seen, loss.identity_maps,
+                loss.identity_seen, loss.identity_maps, loss.identity_other,
             )  # fmt: skip
 
     def _make_discriminator(self) -> None:
         if self.config.loss.gan:
             self._discriminator = (PatchDiscriminator(self.config.loss.gan_ndf, norm=self.config.loss.gan_norm),)
 
-    def _reconstruction(self, image: Tensor, truth: Tensor, step: int, out: dict[str, Tensor]) -> Tensor:
+    def _reconstruction(self, image: Tensor, truth: Tensor, step: int | None, out: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the image terms of a step; with ``step`` None of all of them, each by its mean weight."""
         loss = self.config.loss
         total = image.new_zeros(())
         if loss.l1:
@@ -144,9 +145,10 @@ class Stage(nn.Module):
             with full_precision(image.device):  # variances as differences of means do not survive half precision
                 out["ssim"] = 1 - ssim(image.float() / 2 + 0.5, truth.float() / 2 + 0.5).mean()
             total = total + loss.ssim * out["ssim"]
-        if self.perceptual is not None and step % loss.perceptual_every == 0:
+        every = 1 if step is None else loss.perceptual_every
+        if self.perceptual is not None and (step is None or step % every == 0):
             out["perceptual"] = self.perceptual(image, truth).mean()
-            total = total + loss.perceptual * loss.perceptual_every * out["perceptual"]
+            total = total + loss.perceptual * every * out["perceptual"]
         return total
 
     def _adversarial(self, image: Tensor, rec: Tensor, step: int, last: Tensor, out: dict[str, Tensor]) -> Tensor:

@@ -8,9 +8,9 @@ from idcodeformer.networks.codeformer import CodeFormer
 
 from ..config import ConfigError, TrainConfig
 from ..data.dataset import to_unit
-from ..data.sampling import uniform
+from ..data.sampling import Positions, uniform
 from ..weights import load_part
-from .base import Batch, Stage, codeformer_config
+from .base import Batch, codeformer_config
 from .codes import AUTOENCODER, PREDICTION, CodeStage
 from .losses import rim_weights
 
@@ -52,7 +52,7 @@ class FidelityStage(CodeStage):
         """Nothing beyond the codebook, and the generator unless the run trains it on."""
         self.net.generator.requires_grad_(self.config.fidelity.train_generator)
 
-    def _draw_w(self, positions: Tensor) -> Tensor:
+    def _draw_w(self, positions: Positions) -> Tensor:
         """w [N] of the samples: 1 with probability ``full``, else uniform in [low, high]."""
         rule = self.config.fidelity
         whether, where = uniform(positions, self.config.seed, "fidelity", 2)
@@ -89,7 +89,8 @@ class FidelityStage(CodeStage):
             out["anchor"] = self._kept(image, degraded, w)
             total = total + loss.anchor * out["anchor"]
         if self.identity is not None and step >= loss.identity_start:
-            out["identity"] = self.identity(image, truth, batch["position"], degraded)
+            other = to_unit(batch["other"], self.device) if "other" in batch else None
+            out["identity"] = self.identity(image, truth, batch["position"], degraded, other)
             total = total + loss.identity * out["identity"]
         if self.discriminator is not None:
             largest = self.net.fuse_convs_dict[str(max(self.net.config.connect_list))]
@@ -99,4 +100,18 @@ class FidelityStage(CodeStage):
     def restored(self, batch: Batch) -> Tensor:
         return self.net(to_unit(batch["degraded"], self.device), w=1.0, adain=self.config.fidelity.adain)[0]
 
-    validate = Stage.validate
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """At w = 1, without jitter; likeness is that to the truth itself."""
+        rule, loss, out = self.config.fidelity, self.config.loss, {}
+        degraded = to_unit(batch["degraded"], self.device)
+        state = self.net.encode(degraded)
+        truth, score = self._code_terms(state.logits, state.lq_feat, batch, out)
+        image = self.net.decode(state, 1.0, rule.adain).clamp(-1, 1)
+        score = score + self._judged(image, truth, out)
+        if self.anchor is not None:
+            out["anchor"] = self._kept(image, degraded, torch.ones(len(image), device=image.device))
+            score = score + loss.anchor * out["anchor"]
+        if self.identity is not None:
+            out["identity"] = self.identity(image, truth, None, degraded)
+            score = score + loss.identity * out["identity"]
+        return {**out, "score": score}

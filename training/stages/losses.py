@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from idcodeformer.geometry.templates import arcface_crop
 
-from ..data.sampling import noise, uniform
+from ..data.sampling import Positions, noise, uniform
 from ..processes import mean as mean_over_processes
+
+# A mean over some million pixels has gradients below what fp16 can hold; a power of two changes nothing else.
+HALF_SCALE = 4096.0
 
 
 def code_losses(logits: Tensor, lq_feat: Tensor, codes: Tensor, quant: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,16 +55,19 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     """Weight that makes the GAN's gradient at the generator's last layer as large as the reconstruction's.
 
     Esser et al. 2021, equation 7; clamped to [0, 1] and multiplied by ``scale`` as CodeFormer does. The gradients are
-    those of the whole batch, over all processes. A layer that a step does not use (w = 0 in every sample) gives 0.
+    those of the whole batch, over all processes. A layer that a step does not use (w = 0 in every sample) gives 0, and
+    so does a gradient of the GAN that is not finite.
     """
     gradients = torch.stack(
         [
-            torch.autograd.grad(term, last_layer, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            torch.autograd.grad(
+                term * HALF_SCALE, last_layer, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
             for term in (reconstruction, adversarial)
         ]
     )
-    rec, gan = mean_over_processes(gradients)
-    return (rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
+    rec, gan = mean_over_processes(gradients.float() / HALF_SCALE)
+    return torch.nan_to_num(rec.norm() / (gan.norm() + 1e-4)).clamp(0, 1).detach() * scale
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -91,11 +97,12 @@ class IdentityLoss(nn.Module):
         noise: float = 0.0,
         seen: float = 0.0,
         maps: float = 0.0,
+        other: float = 0.0,
     ):
         super().__init__()
         self.recognisers = nn.ModuleList(recognisers).eval().requires_grad_(False)
         self.jitter, self.seed, self.blur, self.noise = jitter, seed, blur, noise
-        self.seen, self.maps = seen, maps
+        self.seen, self.maps, self.other = seen, maps, other
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen batch statistics, also when the owner switches to training
@@ -123,7 +130,12 @@ class IdentityLoss(nn.Module):
                 handle.remove()
 
     def forward(
-        self, restored: Tensor, truth: Tensor, positions: Tensor | None = None, degraded: Tensor | None = None
+        self,
+        restored: Tensor,
+        truth: Tensor,
+        positions: Positions | None = None,
+        degraded: Tensor | None = None,
+        other: Tensor | None = None,
     ) -> Tensor:
         """[N,3,S,S] each -> scalar in [0,2], with ``maps`` in [0, 2 + 2 maps].
 
@@ -133,6 +145,10 @@ class IdentityLoss(nn.Module):
         1 - cosine of the maps behind the embedding, over channels, averaged over positions and resolutions: one number
         a face makes a noisy gradient, they say where the face is not the person's. (Rosberg et al. 2023, FaceDancer,
         compare inner maps of a recogniser too.)
+
+        With ``other`` [N,3,S,S], another photo of each person, and ``self.other`` > 0 the target is the mean of both
+        unit embeddings, the other's with that share: what two photos have in common is the person. Maps, and what the
+        input shows, are still compared with the truth.
         """
         offset, sigma, grain = None, None, 0.0
         if self.jitter and positions is not None:
@@ -147,6 +163,7 @@ class IdentityLoss(nn.Module):
             with torch.no_grad():
                 crop_truth = self._crop(truth, offset, sigma) + grain
                 crop_input = self._crop(degraded, offset, sigma) + grain if self.seen and degraded is not None else None
+                crop_other = self._crop(other, offset, sigma) + grain if self.other and other is not None else None
             total = torch.zeros((), device=restored.device)
             for network in self.recognisers:
                 with torch.no_grad():
@@ -154,6 +171,8 @@ class IdentityLoss(nn.Module):
                     shown = 1.0
                     if crop_input is not None:
                         shown = F.cosine_similarity(network(crop_input), target, dim=1).clamp(min=0) ** self.seen
+                    if crop_other is not None:
+                        target = F.normalize(target).lerp(F.normalize(network(crop_other)), self.other)
                 embedding, own_maps = self._look(network, crop)
                 away = 1 - F.cosine_similarity(embedding, target, dim=1)
                 for own, other in zip(own_maps, target_maps, strict=True):

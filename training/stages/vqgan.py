@@ -42,12 +42,15 @@ class VQGANStage(Stage):
         points = fabric.all_gather(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])).reshape(-1, z.shape[1])
         codes = self.net.quantize.embedding.weight
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        before = codes.clone()
         if start:
             codes.copy_(kmeans(points.cpu().float(), len(codes), 12, generator).to(codes))
-            return {"kmeans": 1.0}
-        dead = reset_dead(codes, self.usage, points, generator)
-        self.usage.zero_()
-        return {"dead_codes": float(dead)}
+            said = {"kmeans": 1.0}
+        else:
+            said = {"dead_codes": float(reset_dead(codes, self.usage, points, generator))}
+            self.usage.zero_()
+        self.jumped = {"quantize.embedding.weight": (codes != before).any(1)}
+        return said
 
     def _quantise(self, z: Tensor, out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Quantised z and the weighted sum of the codebook's terms."""
@@ -76,6 +79,15 @@ class VQGANStage(Stage):
         if self.discriminator is not None:
             total = total + self._adversarial(image, rec, step, self.net.generator.blocks[-1].weight, out)
         return {**out, "total": total}
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        truth, loss = to_unit(batch["truth"], self.device), self.config.loss
+        out: dict[str, Tensor] = {}
+        image, _, stats = self.net(truth)
+        out["codebook"], out["commitment"] = stats["codebook"], stats["commitment"]
+        score = loss.codebook * out["codebook"] + loss.commitment * out["commitment"]
+        score = score + self._judged(image.clamp(-1, 1), truth, out)
+        return {**out, "score": score}
 
     def restored(self, batch: Batch) -> Tensor:
         return self.net(to_unit(batch["truth"], self.device))[0]

@@ -85,6 +85,7 @@ def align_folder(
     _check_settings(out, options)
     done = _read_journal(out)
     todo = [p for p in pictures if str(p) not in done]
+    taken = {crop["path"] for record in done.values() for crop in record["crops"]}
     names = _crop_names(pictures)
     if todo:
         detector = load_detector(options.detector, device)
@@ -94,7 +95,7 @@ def align_folder(
         with open(out / JOURNAL, "a", encoding="utf-8") as journal:
             for first in range(0, len(todo), batch):
                 part = todo[first : first + batch]
-                for record in _align_batch(source, out, part, names, options, detector):
+                for record in _align_batch(source, out, part, names, options, detector, taken):
                     journal.write(json.dumps(record, ensure_ascii=False) + "\n")
                     journal.flush()
                 bar.update(len(part))
@@ -123,13 +124,13 @@ def _check_settings(out: Path, options: AlignOptions) -> None:
     file = out / SETTINGS
     now = asdict(options)
     if file.is_file():
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         different = [f"{k} {before.get(k)!r} then, {v!r} now" for k, v in now.items() if before.get(k) != v]
         if different:
             raise ConfigError(f"{out} was begun with other options: {'; '.join(different)}. Name another folder.")
         return
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(now, indent=1))
+    partial.write_text(json.dumps(now, indent=1), encoding="utf-8")
     os.replace(partial, file)
 
 
@@ -150,14 +151,25 @@ def _read_journal(out: Path) -> dict[str, dict[str, Any]]:
 def _crop_names(pictures: Sequence[Path]) -> dict[Path, str]:
     """Path of the crops without ending. Where a.jpg and a.png lie together, the ending becomes part of the name."""
     stems = Counter(p.with_suffix("") for p in pictures)
-    return {
+    names = {
         p: str(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p.with_name(p.name.replace(".", "_")))
         for p in pictures
     }
+    first: dict[str, Path] = {}
+    for picture, name in names.items():
+        if first.setdefault(name, picture) != picture:
+            raise DataError(f"The crops of {first[name]} and {picture} would have the same names. Rename one of them.")
+    return names
 
 
 def _align_batch(
-    source: Path, out: Path, part: Sequence[Path], names: dict[Path, str], options: AlignOptions, detector: Any
+    source: Path,
+    out: Path,
+    part: Sequence[Path],
+    names: dict[Path, str],
+    options: AlignOptions,
+    detector: Any,
+    taken: set[str],
 ) -> Iterator[dict[str, Any]]:
     """One journal record for each picture of the batch, after its crops are written."""
     from idcodeformer.errors import BadImage
@@ -175,11 +187,11 @@ def _align_batch(
     # Everything found is judged here, so that a face is dropped with its reason and not in silence.
     faces = detector(list(frames.values()), DetectOptions(confidence=min(0.5, options.confidence), min_eye_distance=0))
     for (name, frame), found in zip(frames.items(), faces, strict=True):
-        yield _align_picture(out, name, names[name], frame, found, options)
+        yield _align_picture(out, name, names[name], frame, found, options, taken)
 
 
 def _align_picture(
-    out: Path, name: Path, crop_name: str, frame: Any, found: Sequence[Any], options: AlignOptions
+    out: Path, name: Path, crop_name: str, frame: Any, found: Sequence[Any], options: AlignOptions, taken: set[str]
 ) -> dict[str, Any]:
     from idcodeformer.detection.selection import select
     from idcodeformer.geometry.alignment import align
@@ -199,8 +211,10 @@ def _align_picture(
         if reason:
             dropped.append({"face": number, "reason": reason})
             continue
-        suffix = f"_{len(kept)}" if kept else ""
-        path = f"{crop_name}{suffix}.{options.format}"
+        path = f"{crop_name}_{len(kept)}.{options.format}"  # always a number: photo_1.jpg has crops of its own
+        if path in taken:  # a folder that an older version began names its crops otherwise
+            raise DataError(f"{out / path} is there already, from another picture. Align into a new folder.")
+        taken.add(path)
         _write_crop(out / path, crops.pixels[place])
         kept.append({
             "path": path, "identity": name.parent.name, "source": str(name), "face": number,
@@ -234,7 +248,7 @@ def outside_share(matrix: Any, size: int, image_size: tuple[int, int]) -> float:
 
     reach = (torch.arange(GRID, dtype=torch.float64) + 0.5) * (size / GRID) - 0.5
     y, x = torch.meshgrid(reach, reach, indexing="ij")
-    back = invert(matrix[None].double().cpu())[0]
+    back = invert(matrix[None].cpu().double())[0]
     points = torch.stack([x.flatten(), y.flatten(), torch.ones(GRID * GRID, dtype=torch.float64)], 1) @ back.t()
     height, width = image_size
     inside = (points > -0.5).all(1) & (points[:, 0] < width - 0.5) & (points[:, 1] < height - 0.5)
@@ -265,7 +279,8 @@ def _write_report(out: Path, records: list[dict[str, Any]], options: AlignOption
         "faces_dropped": sum(d["face"] is not None for d in dropped),
         "dropped": dict(reasons.most_common()),
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (out / "report.json").write_text(text, encoding="utf-8")
     return report
 
 

@@ -44,12 +44,14 @@ def network_of(state: dict[str, Any], averaged: bool = True) -> Any:
     from idcodeformer.weights.loading import build
 
     from ..config import from_dict
-    from ..stages import codeformer_config, vqgan_config
+    from ..stages import codeformer_config, parser_config, vqgan_config
 
     config = from_dict(state["config"])
     weights = state["ema"] if averaged else _of_last_step(state["model"])
     if config.stage == "recogniser":
         net = build(weights, "recogniser")
+    elif config.stage == "parser":
+        net = build(weights, "mini_parser", {"config": json.dumps(parser_config(config).to_dict())})
     else:
         kind = "vqgan" if config.stage == "stage1" else "codeformer"
         shape = vqgan_config(config) if kind == "vqgan" else codeformer_config(config)
@@ -98,6 +100,7 @@ def export(
         "licence": licence,
         "data": data_note or "Folders: " + ", ".join(PurePath(r).name for r in state["config"]["data"]["roots"]),
         "training": json.dumps(_without_paths(state["config"]), sort_keys=True),
+        "sources": json.dumps(state.get("sources", {}), sort_keys=True),  # sha256 of what the training read
         "torch": str(torch.__version__),
     }
     save(net, out, metadata, dtype=torch.float16 if fp16 else None)

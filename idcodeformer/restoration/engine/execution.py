@@ -47,16 +47,31 @@ def choose_precision(device: torch.device | str, precision: Precision = "auto") 
 
 
 def accelerate(
-    network: CodeFormer, device: torch.device | str | None = None, precision: Precision = "auto"
+    network: CodeFormer,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    in_place: bool = False,
 ) -> "Engine":
     """An engine with the weights that ``network`` has now; build another after changing them.
 
-    device: where to run; None = where the network is. precision: see the module's text. Raises NoDevice, BadOption.
+    device: where to run; None = where the network is. precision: see the module's text. ``in_place``: beyond the CPU
+    the engine runs ``network`` itself, made ``mixed``, so that who moves it moves all there is. Raises NoDevice,
+    BadOption.
     """
     device = network.position_emb.device if device is None else resolve_device(device)
     precision = choose_precision(device, precision)
-    kind = StripEngine if device.type == "cpu" else ModuleEngine
-    return kind(network, device, precision)
+    if device.type == "cpu":
+        return StripEngine(network, device, precision)
+    return ModuleEngine(network, device, precision, in_place=in_place)
+
+
+def mixed(network: CodeFormer, precision: Precision) -> CodeFormer:
+    """``network`` itself with generator and fusion in the dtype of ``precision``, channels_last; idempotent."""
+    dtype = _DTYPES[precision]
+    if dtype != torch.float32:
+        for part in (network.generator, network.fuse_convs_dict):
+            part.to(dtype=dtype, memory_format=torch.channels_last)
+    return network
 
 
 class Engine:
@@ -67,6 +82,7 @@ class Engine:
         self.device = device
         self.precision = precision
         self.dtype = _DTYPES[precision]
+        self._network = network
 
     def encode(self, x: Tensor) -> CodeState:
         """[N,3,S,S] in [-1,1] -> codes and encoder features, float32; independent of w."""
@@ -80,6 +96,11 @@ class Engine:
         """As the network's own call: (image, logits, lq_feat)."""
         state = self.encode(x)
         return self.decode(state, w, adain), state.logits, state.lq_feat
+
+    @property
+    def module(self) -> CodeFormer:
+        """The network that this engine runs, for a pass with a gradient; generator and fusion are in ``dtype``."""
+        return self._network
 
     @property
     def scratch_bytes(self) -> int:
@@ -164,7 +185,10 @@ class StripEngine(Engine):
     @contextmanager
     def _scratch(self) -> Iterator[Scratch]:
         """Scratch memory of one call: threads never share it, and a call that fails drops it."""
-        scratch = self._idle.pop() if self._idle else Scratch()
+        try:
+            scratch = self._idle.pop()  # one step: after a separate look another thread may have emptied the list
+        except IndexError:
+            scratch = Scratch()
         yield scratch
         self._idle.append(scratch)
 
@@ -180,12 +204,23 @@ class ModuleEngine(Engine):
     """CUDA and MPS: the modules themselves, channels_last, whole batches, nothing that makes the host wait.
 
     Weights are shared with the network where device and dtype agree; generator and fusion get copies below fp32.
+    ``in_place`` there is no copy at all: see ``accelerate``.
     ``tf32`` lets CUDA round the encoder's factors to 10 bits, torch's default. Here it is off: codes would change.
     """
 
-    def __init__(self, network: CodeFormer, device: torch.device, precision: Precision, tf32: bool = False):
+    def __init__(
+        self,
+        network: CodeFormer,
+        device: torch.device,
+        precision: Precision,
+        tf32: bool = False,
+        in_place: bool = False,
+    ):
         super().__init__(network, device, precision)
         self.tf32 = tf32
+        if in_place:
+            self._network = mixed(network, precision).eval().requires_grad_(False)
+            return
         with torch.device("meta"):
             self._network = CodeFormer(network.config)
         state = {name: self._placed(name, tensor) for name, tensor in network.state_dict().items()}

@@ -11,6 +11,7 @@ A map is [H,W,C], contiguous: what torch calls channels_last. Everything here is
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Iterator
 
 import torch
@@ -20,12 +21,42 @@ from torch import Tensor, nn
 STRIP_BYTES = 4 << 20  # of input per strip: large enough to keep every core busy, small enough for a shared cache
 
 
+@lru_cache(maxsize=1)
 def _onednn_ops():
     """torch's own fused oneDNN operators, or None where this build lacks them: the same sums through F.conv2d then."""
     ops = torch.ops.mkldnn
     names = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
     present = torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
-    return ops if present else None
+    return ops if present and _agrees(ops) else None
+
+
+def _agrees(ops) -> bool:
+    """Whether the operators take these arguments and compute F.conv2d's sums: they are private, and may change."""
+    x = (torch.arange(120.0).reshape(1, 4, 6, 5) % 7 - 3).to(memory_format=torch.channels_last)
+    weight, bias = torch.arange(108.0).reshape(3, 4, 3, 3) % 5 - 2, torch.tensor([0.5, -1.0, 2.0])
+    expected = F.conv2d(x, weight, bias, 1, [0, 1])
+    try:
+        packed = _pack(ops, weight, [0, 1], [1, 1])
+        single = _convolve(ops, x, packed, bias, [0, 1], [1, 1])
+        added = torch.ones_like(expected).contiguous(memory_format=torch.channels_last)
+        _convolve_add(ops, added, x, packed, bias, [0, 1], [1, 1])
+    except (RuntimeError, TypeError, AttributeError):  # no such operator, or another signature: F.conv2d serves
+        return False
+    pairs = ((single, expected), (added, expected + 1))
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in pairs)
+
+
+def _pack(ops, weight: Tensor, pad: list[int], stride: list[int]) -> Tensor:
+    return ops._reorder_convolution_weight(weight, pad, stride, [1, 1], 1, None)
+
+
+def _convolve(ops, x: Tensor, weight: Tensor, bias: Tensor, pad: list[int], stride: list[int]) -> Tensor:
+    return ops._convolution_pointwise(x, weight, bias, pad, stride, [1, 1], 1, "none", [], None)
+
+
+def _convolve_add(ops, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, pad: list[int], stride: list[int]) -> None:
+    add = ("add", 1.0, None, [], None)
+    ops._convolution_pointwise_.binary(out, x, weight, bias, pad, stride, [1, 1], 1, *add)
 
 
 def as_nchw(rows: Tensor) -> Tensor:
@@ -124,7 +155,7 @@ class Conv:
         if self._ops is None:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
         else:
-            self.weight = self._ops._reorder_convolution_weight(weight, self.pad, self.stride, [1, 1], 1, None)
+            self.weight = _pack(self._ops, weight, self.pad, self.stride)
 
     @classmethod
     def of(cls, module: nn.Conv2d, dtype: torch.dtype, pad: int | None = None) -> "Conv":
@@ -135,17 +166,11 @@ class Conv:
         x = as_nchw(rows)
         if self._ops is None:
             return as_rows(F.conv2d(x, self.weight, self.bias, self.stride, self.pad))
-        y = self._ops._convolution_pointwise(
-            x, self.weight, self.bias, self.pad, self.stride, [1, 1], 1, "none", [], None
-        )
-        return as_rows(y)
+        return as_rows(_convolve(self._ops, x, self.weight, self.bias, self.pad, self.stride))
 
     def add_to(self, out: Tensor, rows: Tensor) -> None:
         """out [h,W,Cout] += convolution of rows, without a temporary where the operator exists."""
         if self._ops is None:
             out += self(rows)
             return
-        target, x, add = as_nchw(out), as_nchw(rows), ("add", 1.0, None, [], None)
-        self._ops._convolution_pointwise_.binary(
-            target, x, self.weight, self.bias, self.pad, self.stride, [1, 1], 1, *add
-        )
+        _convolve_add(self._ops, as_nchw(out), as_nchw(rows), self.weight, self.bias, self.pad, self.stride)

@@ -1,0 +1,106 @@
+"""Restoring the frames of a clip part by part: one pipeline call each, results written into outputs made beforehand."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
+
+from torch import Tensor
+
+from ..idcodeformer.types import Crops, Embeddings, FaceReport, Faces, Restoration, RestoreOptions, Upscaler
+from . import convert
+
+if TYPE_CHECKING:
+    from ..idcodeformer.pipeline import FacePipeline
+    from .preview import StagedProgress
+
+
+@dataclass(eq=False)
+class Restored:
+    """What Restore Faces hands out, and what its report is made of."""
+
+    image: Tensor  # IMAGE [B,H',W',C]
+    mask: Tensor  # MASK [B,H',W']
+    before: list[Tensor] = field(default_factory=list)  # crops [n,3,S,S] of each part
+    after: list[Tensor] = field(default_factory=list)
+    report: list[FaceReport] = field(default_factory=list)
+    found: int = 0  # faces, restored or not
+    masked: list[int] = field(default_factory=list)  # frames whose mask is black
+
+
+def restore(
+    pipeline: FacePipeline,
+    frames: convert.Frames,
+    options: RestoreOptions,
+    found: Sequence[Faces] | None,
+    masks: convert.Masks | None,
+    person: Embeddings | None,
+    upscaler: Upscaler | None,
+    progress: StagedProgress,
+) -> Restored:
+    """Every frame through the pipeline. Where a mask is black nothing is sought and nothing computed."""
+    from ..idcodeformer.compositing.plan import output_size
+
+    size = output_size(*frames.size, options.upscale)
+    image = convert.Output(frames, size)
+    done = Restored(image.image, convert.empty_mask(len(frames), size))
+    for start, stop in frames.chunks(options.upscale):
+        mask = None if masks is None else masks.part(start, stop)
+        for a, b, black in _runs(mask, stop - start):
+            progress.part(start + a, start + b, len(frames))
+            here: Sequence[Faces] | None = [()] * (b - a) if black else None
+            if here is None and found is not None:
+                here = found[start + a : start + b]
+            limits = None if mask is None else list(mask[a:b])
+            result = pipeline(
+                frames.part(start + a, start + b), options, faces=here, masks=limits, references=person,
+                upscaler=upscaler, progress=progress,
+            )  # fmt: skip
+            _take(done, image, start + a, result, options, limits)
+            if black:
+                done.masked += range(start + a, start + b)
+                done.found += 0 if found is None else sum(map(len, found[start + a : start + b]))
+    return done
+
+
+def _runs(mask: Tensor | None, count: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, black) of neighbouring frames whose masks are alike in being wholly black or not."""
+    black = [False] * count if mask is None else (~mask.flatten(1).any(1)).tolist()
+    start = 0
+    for number in range(1, count + 1):
+        if number == count or black[number] != black[start]:
+            yield start, number, black[start]
+            start = number
+
+
+def _take(
+    done: Restored, image: convert.Output, start: int, result: Restoration, options: RestoreOptions, limits: Any
+) -> None:
+    for number, (picture, share) in enumerate(zip(result.images, result.masks), start):
+        image.write(number, picture)
+        done.mask[number].copy_(share[0]).clamp_(0, 1)
+    done.found += sum(map(len, result.faces))
+    reasons = _untouched(result.crops_out, options, limits)
+    kept = [n for n, reason in enumerate(reasons) if not reason]
+    first = sum(map(len, done.after))
+    for line in result.report:
+        line = replace(line, image=line.image + start)
+        if line.crop is not None and reasons[line.crop]:
+            line = replace(line, status="skipped", reason=reasons[line.crop], crop=None)
+        elif line.crop is not None:
+            line = replace(line, crop=first + kept.index(line.crop))
+        done.report.append(line)
+    if kept:
+        done.before.append(result.crops_in.only(kept).pixels)
+        done.after.append(result.crops_out.only(kept).pixels)
+
+
+def _untouched(crops: Crops, options: RestoreOptions, limits: Any) -> list[str]:
+    """For every crop why no pixel of it can show in the picture; "" where some can."""
+    if options.strength == 0:
+        return ["visibility is 0"] * len(crops)
+    if limits is None or not len(crops):
+        return [""] * len(crops)
+    from ..idcodeformer.geometry.warping import warp
+
+    seen = warp(limits, crops.matrices, crops.image_index, crops.size, fill=0.0)
+    return ["" if inside else "outside the mask" for inside in seen.flatten(1).amax(1).gt(0).tolist()]

@@ -1,0 +1,294 @@
+"""Guidance: nearer to the person, the same picture, never worse, and only where it is the person."""
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from idcodeformer.errors import BadOption
+from idcodeformer.files.reading import Picture, read
+from idcodeformer.files.writing import write
+from idcodeformer.guidance import optimise
+from idcodeformer.guidance.gate import least_likeness, refusal
+from idcodeformer.guidance.optimise import GuidanceOptions, guide, visible_scale
+from idcodeformer.identity.recogniser import IdentityRecogniser
+from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.pipeline import FacePipeline
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
+from idcodeformer.types import Embeddings, RestoreOptions
+
+TINY = CodeFormerConfig(
+    img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
+    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
+)  # fmt: skip
+EAGER = GuidanceOptions(steps=6, rate=0.3, consistency=1.0, force=True)
+
+
+@pytest.fixture(scope="module")
+def restorer() -> CodeFormerRestorer:
+    torch.manual_seed(0)
+    net = CodeFormer(TINY)
+    torch.nn.init.normal_(net.quantize.embedding.weight)
+    return CodeFormerRestorer(net, "cpu")
+
+
+@pytest.fixture(scope="module")
+def recogniser() -> IdentityRecogniser:
+    torch.manual_seed(5)
+    return IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "tiny", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    torch.manual_seed(1)
+    return F.interpolate(torch.rand(3, 3, 8, 8), (64, 64), mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def person(recogniser: IdentityRecogniser) -> Embeddings:
+    torch.manual_seed(9)
+    return recogniser(torch.rand(1, 3, 64, 64))
+
+
+def likeness(recogniser, faces, person) -> list[float]:
+    return (recogniser(faces).vectors @ person.vectors.t())[:, 0].tolist()
+
+
+@pytest.fixture(autouse=True)
+def _room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random networks move pictures and likeness on scales of their own."""
+    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
+    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", 2.0)
+
+
+def test_a_guided_face_is_nearer_to_the_person(restorer, recogniser, pixels, person) -> None:
+    result = guide(restorer, pixels, person, recogniser, guidance=EAGER)
+    assert result.reasons == ("", "", "") and result.steps == (6, 6, 6)
+    assert torch.equal(result.unguided, restorer(pixels))
+    assert list(result.before) == pytest.approx(likeness(recogniser, result.unguided, person), abs=1e-5)
+    assert list(result.after) == pytest.approx(likeness(recogniser, result.pixels, person), abs=1e-5)
+    assert all(after > before for before, after in zip(result.before, result.after))
+    assert float(result.pixels.min()) >= 0 and float(result.pixels.max()) <= 1
+
+
+def test_faces_do_not_depend_on_their_batch(restorer, recogniser, pixels, person) -> None:
+    together = guide(restorer, pixels, person, recogniser, RestoreOptions(batch_size=12), EAGER)
+    alone = guide(restorer, pixels[1:2], person, recogniser, guidance=EAGER)
+    # Adam goes by the sign of the first gradients, so that their rounding, another in a batch, is enlarged. Neighbours
+    # that shared a mean or a shift would differ as much as guidance changes the face.
+    apart = (together.pixels[1:2] - alone.pixels).abs().mean()
+    assert apart < 0.05 * (alone.pixels - alone.unguided).abs().mean()
+
+
+def test_consistency_holds_the_means_over_squares(restorer, recogniser, pixels, person) -> None:
+    """The same steps with a heavier weight stay nearer to the unguided face where the input shows it."""
+
+    def drift(weight: float) -> float:
+        rule = GuidanceOptions(steps=6, rate=0.3, consistency=weight, force=True)
+        result = guide(restorer, pixels, person, recogniser, guidance=rule)
+        return float((F.avg_pool2d(result.pixels, 4) - F.avg_pool2d(result.unguided, 4)).square().mean())
+
+    assert drift(1e4) < 0.5 * drift(0.0)
+
+
+def test_it_stops_where_two_photos_of_a_person_are(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", -1.0)  # every face is there already
+    assert guide(restorer, pixels, person, recogniser, guidance=EAGER).steps == (1, 1, 1)
+    half = GuidanceOptions(steps=6, rate=0.3, consistency=1.0, force=True, strength=0.0)
+    assert guide(restorer, pixels, person, recogniser, guidance=half).steps == (0, 0, 0)
+
+
+def test_each_face_has_its_own_person_and_fidelity(restorer, recogniser, pixels, person) -> None:
+    other = recogniser(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(77)))
+    people = Embeddings(torch.cat([person.vectors, other.vectors]), "tiny")
+    w = torch.tensor([0.2, 1.0])
+    result = guide(restorer, pixels[:2], people, recogniser, guidance=EAGER, w=w)
+    for i, one in enumerate((person, other)):
+        alone = guide(restorer, pixels[i : i + 1], one, recogniser, guidance=EAGER, w=w[i : i + 1])
+        assert torch.allclose(result.pixels[i : i + 1], alone.pixels, atol=1e-4)
+
+
+def test_a_face_that_is_not_made_better_stays_unguided(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    monkeypatch.setattr(optimise, "_LEAST_GAIN", 3.0)
+    result = guide(restorer, pixels, person, recogniser, guidance=EAGER)
+    assert torch.equal(result.pixels, result.unguided) and result.after == result.before
+    assert all("brought no likeness" in reason for reason in result.reasons)
+    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(optimise, "_MOST_DRIFT", 0.0)
+    result = guide(restorer, pixels, person, recogniser, guidance=EAGER)
+    assert torch.equal(result.pixels, result.unguided)
+    assert all("changed the picture" in reason for reason in result.reasons)
+
+
+def test_the_judge_has_the_last_word(restorer, recogniser, pixels, person) -> None:
+    """A judge to whom the reference is the opposite person sees every guided face move away."""
+    opposite = Embeddings(-person.vectors, "tiny")
+    result = guide(restorer, pixels, person, recogniser, guidance=EAGER, judge=(recogniser, opposite))
+    assert torch.equal(result.pixels, result.unguided) and all("by the judge" in reason for reason in result.reasons)
+    same = guide(restorer, pixels, person, recogniser, guidance=EAGER, judge=(recogniser, person))
+    assert same.reasons == ("", "", "")
+
+
+def test_strangers_are_refused_before_a_step(restorer, recogniser, pixels, person) -> None:
+    seen = likeness(recogniser, restorer(pixels), person)
+    order = sorted(range(3), key=seen.__getitem__)
+    between = (seen[order[0]] + seen[order[1]]) / 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "tiny", between)
+        result = guide(restorer, pixels, person, recogniser, guidance=GuidanceOptions(steps=3, rate=0.3, consistency=1))
+    assert result.steps[order[0]] == 0 and result.reasons[order[0]].startswith("not guided: likeness")
+    assert torch.equal(result.pixels[order[0]], result.unguided[order[0]])
+    assert result.steps[order[1]] == result.steps[order[2]] == 3
+
+
+def test_the_gate_names_the_level_of_strangers() -> None:
+    assert refusal(0.31, "mini_recogniser") == "" and least_likeness("mini_recogniser") == 0.30
+    assert "0.12, strangers reach 0.30" in refusal(0.12, "mini_recogniser")
+    assert refusal(float("nan"), "mini_recogniser")
+
+
+def test_under_inference_mode_and_with_weights_made_there(recogniser, pixels, person) -> None:
+    """As ComfyUI runs nodes: tensors made in inference mode cannot be kept for a gradient."""
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        net = CodeFormer(TINY)
+        torch.nn.init.normal_(net.quantize.embedding.weight)
+        made_there = CodeFormerRestorer(net, "cpu")
+        eye = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "tiny", "cpu")
+        eye.network.load_state_dict(recogniser.network.state_dict())
+        inside = guide(made_there, pixels.clone(), eye(pixels[:1]), eye, guidance=EAGER)
+    assert max(inside.steps) == 6 and all(p.grad is None for p in recogniser.network.parameters())
+
+
+def test_progress_can_cancel_and_counts_steps(restorer, recogniser, pixels, person) -> None:
+    seen: list[tuple[int, int, str]] = []
+    guide(restorer, pixels, person, recogniser, guidance=EAGER, progress=lambda *a: seen.append(a))
+    assert seen[-1] == (18, 18, "guiding") and [done for done, *_ in seen] == sorted(done for done, *_ in seen)
+
+    def cancel(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        guide(restorer, pixels, person, recogniser, guidance=EAGER, progress=cancel)
+
+
+def test_memory_that_runs_out_halves_the_batch(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    original, calls = optimise._Run.__call__, []
+
+    def small(self, pixels, *rest):
+        calls.append(len(pixels))
+        if len(pixels) > 1:
+            raise RuntimeError("out of memory")
+        return original(self, pixels, *rest)
+
+    monkeypatch.setattr(optimise._Run, "__call__", small)
+    result = guide(restorer, pixels, person, recogniser, RestoreOptions(batch_size=12), EAGER)
+    assert calls == [3, 1, 1, 1] and result.reasons == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"steps": -1}, "steps"), ({"strength": 1.5}, "strength"), ({"rate": 0.0}, "rate"), ({"consistency": -1}, "cons")],
+)
+def test_options_out_of_range_are_refused(change, said) -> None:
+    with pytest.raises(BadOption, match=said):
+        GuidanceOptions(**change)
+
+
+def test_embeddings_of_another_recogniser_or_number_are_refused(restorer, recogniser, pixels, person) -> None:
+    with pytest.raises(BadOption, match="embedded by other"):
+        guide(restorer, pixels, Embeddings(person.vectors, "other"), recogniser)
+    with pytest.raises(BadOption, match="2 people for 3 faces"):
+        guide(restorer, pixels, Embeddings(person.vectors.repeat(2, 1), "tiny"), recogniser)
+
+
+def test_the_scale_that_an_input_shows() -> None:
+    torch.manual_seed(3)
+    fine = F.interpolate(torch.rand(1, 3, 64, 64), (128, 128), mode="bicubic").clamp(0, 1)
+    small = [F.interpolate(F.avg_pool2d(fine, k), (128, 128), mode="bicubic") for k in (4, 16, 32)]
+    sides = [int(visible_scale(x)) for x in (fine, *small)]
+    assert sides == sorted(sides) and sides[0] == 2 and sides[-1] == 8
+    assert int(visible_scale(small[-1], most=4)) == 4
+    assert visible_scale(torch.cat([fine, small[-1]])).tolist() == [2, 8]
+
+
+# ---------------------------------------------------------------- through the pipeline and the command line
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory):
+    """A clean portrait, and the same degraded, as files."""
+    from idcodeformer.cli.demo import degrade, photo
+
+    folder, clean = tmp_path_factory.mktemp("photos"), photo("portrait")
+    write(folder / "clean.png", Picture(clean[None]))
+    write(folder / "bad.png", Picture(degrade(clean, 1)[None]))
+    return folder
+
+
+def test_the_command_guides_and_says_so(photographs, tmp_path, capsys) -> None:
+    from idcodeformer.cli import main
+
+    bad, clean = str(photographs / "bad.png"), str(photographs / "clean.png")
+    common = ["restore", bad, "--reference", clean, "--device", "cpu"]
+    for side, more in (("a", ["--guide", "3"]), ("b", [])):
+        assert main([*common, "-o", str(tmp_path / side), "--json", str(tmp_path / f"{side}.json"), *more]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "guided by mini_recogniser" in said[0] and "the recogniser that guided" in said[0]
+    assert "guided" not in said[1]
+    guided, plain = (json.loads((tmp_path / f"{side}.json").read_text())["files"][0]["faces"][0] for side in "ab")
+    before, after = map(float, re.search(r"(0\.\d+) to (0\.\d+) in 3 steps", guided["guidance"]).groups())
+    assert after > before + 0.02 and guided["id_sim_after"] > plain["id_sim_after"] + 0.02 and not plain["guidance"]
+    pictures = [read(tmp_path / side / "final_results" / "bad.png").frames for side in "ab"]
+    assert not torch.equal(*pictures) and float((pictures[0] - pictures[1]).abs().mean()) < 0.02
+
+
+def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, capsys) -> None:
+    """The reference shows nobody of the picture: the result is the unguided one, and the line says why."""
+    from idcodeformer.cli import main
+
+    bad = str(photographs / "bad.png")
+    face = read(bad).frames
+    side = min(face.shape[-2:])
+    crop = F.interpolate(face[..., :side, :side], (128, 128), mode="area")
+    write(tmp_path / "crop.png", Picture(crop))
+    common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--reference", bad, "--guide", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mini_recogniser", 1.01)
+        assert main([*common, "-o", str(tmp_path / "a")]) == 0
+    assert main(["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "-o", str(tmp_path / "b")]) == 0
+    assert main([*common, "--force-guide", "-o", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "not guided: likeness to the reference" in said[0] and "guided by" not in said[0]
+    a, b, c = (read(tmp_path / side / "restored_faces" / "crop.png").frames for side in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_guidance_without_photos_is_refused(photographs, tmp_path, capsys) -> None:
+    from idcodeformer.cli import main
+
+    assert main(["restore", str(photographs / "bad.png"), "-o", str(tmp_path), "--guide", "5"]) == 2
+    assert "--guide needs --reference" in capsys.readouterr().err
+
+
+def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> None:
+    """The pipeline scores by its recogniser; the one that guides is another, and the report names it."""
+    torch.manual_seed(6)
+    other = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "judge", "cpu")
+    pipeline = FacePipeline(restorer, None, other, None, recogniser)
+    references = [recogniser(pixels[:1]), other(pixels[:1])]
+    options = RestoreOptions(gray="off", colour="off")
+    restored, notes = pipeline.restored_crops(pixels, options, EAGER, references)
+    straight = guide(restorer, pixels, references[0], recogniser, options, EAGER, judge=(other, references[1]))
+    assert torch.equal(restored, straight.pixels)
+    assert all("the recogniser that guided" not in note for note in notes)
+    assert [note.startswith("guided by tiny") for note in notes] == [not reason for reason in straight.reasons]
+    with pytest.raises(BadOption, match="not embedded by tiny"):
+        pipeline.restored_crops(pixels, RestoreOptions(), EAGER, [references[1]])
+    with pytest.raises(BadOption, match="needs photos"):
+        pipeline.restored_crops(pixels, RestoreOptions(), EAGER)

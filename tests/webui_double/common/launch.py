@@ -1,0 +1,2 @@
+"""Marks the folder as a WebUI's for install.py."""
+HOST = True

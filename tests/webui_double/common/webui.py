@@ -1,0 +1,2 @@
+"""The host's start; the extension must never hide it."""
+HOST = True

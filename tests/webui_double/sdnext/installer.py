@@ -1,0 +1,1 @@
+"""Marks an SD.Next for install.py."""
