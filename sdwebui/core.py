@@ -27,6 +27,7 @@ from ..idcodeformer import (
     load_recogniser,
     load_restorer,
 )
+from ..idcodeformer.batch import RestoreJob, RestoreSettings
 from ..idcodeformer.compositing.parsing import find_parser
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
 from ..idcodeformer.files.reading import read
@@ -85,9 +86,10 @@ def restore(
         raise BadOption("The face most like the reference was asked for; give a reference photo too.")
     if pipeline.recogniser is None and (person is not None or wishes.minimum_identity > 0):
         raise BadOption("Reference photos and a minimum identity need a recogniser; choose another than 'none'.")
-    return pipeline(
-        [picture], wishes.restore_options(), wishes.detect_options(), references=person, progress=progress
-    )
+    settings = RestoreSettings(wishes.restore_options(), wishes.detect_options())
+    result = RestoreJob(settings, pipeline, person).restore(picture[None], progress).result
+    assert result is not None  # None is for aligned crops alone
+    return result
 
 
 def load(kind: str, file: Path, device: torch.device, precision: str) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -314,21 +315,20 @@ class FakeSCRFD:
     """What insightface.model_zoo.get_model returns, as far as it is used."""
 
     det_thresh = 0.0
+    session = types.SimpleNamespace(get_inputs=lambda: [types.SimpleNamespace(shape=[1, 3, "?", "?"])])
 
     def prepare(self, ctx_id: int, **options: object) -> None:
         self.ctx_id, self.options = ctx_id, options
 
-    def detect(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def detect(self, pixels: np.ndarray, input_size: object = None) -> tuple[np.ndarray, np.ndarray]:
         assert pixels.dtype == np.uint8 and pixels.flags["C_CONTIGUOUS"]
-        self.blue = int(pixels[0, 0, 0])
+        self.blue = getattr(self, "blue", int(pixels[0, 0, 0]))
         rows = np.array([[1, 2, 11, 14, 0.6], [3, 4, 30, 40, 0.95]], dtype=np.float32)
         rows = rows[rows[:, 4] > self.det_thresh]
         return rows, np.arange(len(rows) * 10, dtype=np.float32).reshape(-1, 5, 2)
 
 
 def test_scrfd_goes_through_insightface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import types
-
     model, asked = FakeSCRFD(), {}
     zoo = types.ModuleType("insightface.model_zoo")
     zoo.get_model = lambda path, **options: asked.update(path=path, **options) or model
@@ -356,8 +356,6 @@ def test_scrfd_without_insightface_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_a_file_that_is_no_detector_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import types
-
     zoo = types.ModuleType("insightface.model_zoo")
     zoo.get_model = lambda path, **options: None
     monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))

@@ -67,7 +67,7 @@ def _print_faces(entry: dict[str, Any], stream) -> None:
 
 def run_score(args: argparse.Namespace) -> int:
     """Print the similarity of every candidate picture to the reference; 1 where a candidate cannot be compared."""
-    from ..batch import embed_person
+    from ..batch.models import embed_person
     from ..detection import load_detector
     from ..identity.recogniser import load_recogniser
     from .restore import check_report, detect_options_of, write_json

@@ -4,25 +4,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..batch import COMPARE, CROPPED, FINAL, RESTORED, Outcome, RestoreJob, note
+from ..batch import COMPARE, CROPPED, FINAL, RESTORED, ModelChoice, Outcome, RestoreJob, RestoreSettings
 from ..errors import BadImage, BadOption
 from ..files.finding import look_through
 from ..files.run_report import RunReport, check_target, to_json
 from ..files.writing import clear_partials, make_folder, write_bytes
+from ..guidance.optimise import GuidanceOptions
 from ..types import DetectOptions, RestoreOptions
 
 
 def run_restore(args: argparse.Namespace) -> int:
     """The exit code of ``restore``. What can be wrong with the arguments is said before a model is loaded."""
     options, detect_options = options_of(args)
-    found = look_through(named(args), args.recursive)
     out = Path(args.output) if args.output else default_output(args)
+    settings = settings_of(args, out, options, detect_options)
+    found = look_through(named(args), args.recursive)
     inputs = not_results(found.pictures, out)
     for file, why in found.unread:
         note(f"not read: {file}: {why}")
@@ -32,12 +35,11 @@ def run_restore(args: argparse.Namespace) -> int:
     for folder in (FINAL, RESTORED, CROPPED, COMPARE):
         clear_partials(out / folder)
     earlier = check_report(args)
-    job = RestoreJob(args, out, options, detect_options)
-    job.load()
+    job = _loaded(settings, args)
     outcomes: list[Outcome] = []
     report = None
     if args.json and args.json != "-":
-        header = job.report([]) | {"not_read": [f"{file}: {why}" for file, why in found.unread]}
+        header = job.report([], _told(args)) | {"not_read": [f"{file}: {why}" for file, why in found.unread]}
         report = RunReport(Path(args.json), header, earlier)
     try:
         _work(job, plan_targets(inputs), outcomes, args, report)
@@ -48,7 +50,7 @@ def run_restore(args: argparse.Namespace) -> int:
         if report is not None:
             report.close()
         elif args.json and outcomes:
-            write_json(args.json, job.report(outcomes), args)
+            write_json(args.json, job.report(outcomes, _told(args)), args)
     if found.unread:
         note(f"{len(found.unread)} pictures were not read; they are listed above.")
     return _summary(outcomes)
@@ -102,6 +104,67 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         colour=args.colour,
     )
     return options, detect_options_of(args)
+
+
+def settings_of(
+    args: argparse.Namespace, out: Path, options: RestoreOptions, detect_options: DetectOptions
+) -> RestoreSettings:
+    """The arguments as settings of a job. Raises BadOption."""
+    if args.reference and args.recogniser.lower() == "none":
+        raise BadOption("--reference needs a recogniser; leave --recogniser none out.")
+    models = ModelChoice(
+        restorer=args.model or "",
+        detector=args.detector,
+        recogniser=args.recogniser,
+        parser=args.parser,
+        guide=args.guide_by or "",
+        upscaler=args.bg_upsampler or "",
+        upscaler_tile=args.bg_tile,
+        device=args.device,
+        precision=args.precision,
+    )
+    return RestoreSettings(
+        options,
+        detect_options,
+        models,
+        references=tuple(args.reference or ()),
+        guidance=GuidanceOptions(args.guide, args.guide_strength, force=args.force_guide),
+        aligned=args.aligned,
+        out=out,
+        format=args.format,
+        suffix=args.suffix,
+        overwrite=args.overwrite,
+        skip_existing=args.skip_existing,
+        save_crops=args.save_crops,
+        compare=args.compare,
+    )
+
+
+def _loaded(settings: RestoreSettings, args: argparse.Namespace) -> RestoreJob:
+    """The job with its networks, after what has no effect was named."""
+    given = {"--upscale": args.upscale != 1, "--compare": args.compare, "--save-crops": args.save_crops}
+    if args.aligned and any(given.values()):
+        note(f"--aligned writes restored crops alone: {', '.join(k for k, v in given.items() if v)} is left out.")
+    job = RestoreJob(settings, failed=_show if args.debug else None).load()
+    if job.upscaler is None and args.face_upsample and args.upscale > 1:
+        note("--face-upsample has no upscaler: faces are enlarged by interpolation; name one with --bg-upsampler.")
+    restorer = job.pipeline.restorer
+    note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, w {args.w:g}")
+    return job
+
+
+def _show(error: Exception) -> None:
+    traceback.print_exception(error)
+
+
+def _told(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments for the report."""
+    return {name: value for name, value in vars(args).items() if name not in ("handler", "command")}
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal; standard output stays for results."""
+    print(text, file=sys.stderr)
 
 
 def detect_options_of(args: argparse.Namespace) -> DetectOptions:

@@ -107,7 +107,7 @@ class RetinaFaceDetector:
         batch = check_images(images)
         confidence = (options or DetectOptions()).confidence
         most = _BATCH_PIXELS_CPU if self.device.type == "cpu" else _BATCH_PIXELS
-        views = _views(batch, self.second_look, most)
+        views = _views(batch, self.second_look, most, self.device)
         found = [self._look(pixels, part, batch, confidence) for pixels, part in views]
         if not found:
             return ()
@@ -199,7 +199,9 @@ def _whole(corners: Tensor, facts: Tensor) -> Tensor:
     return small & (top_left >= facts[:, 6:8]).all(1) & (bottom_right <= facts[:, 8:10]).all(1)
 
 
-def _views(images: list[Tensor], second_look: bool, most: int) -> Iterator[tuple[Tensor, list[_View]]]:
+def _views(
+    images: list[Tensor], second_look: bool, most: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[_View]]]:
     """Batches [n,3,h,w] of at most ``most`` px and one working size, made when asked for, with where each was taken."""
     groups: dict[tuple[int, int], list[_View]] = defaultdict(list)
     for number, image in enumerate(images):
@@ -209,10 +211,10 @@ def _views(images: list[Tensor], second_look: bool, most: int) -> Iterator[tuple
         step = max(1, most // (size[0] * size[1]))
         for start in range(0, len(views), step):
             part = views[start : start + step]
-            yield _batch([_resize(images[view.image], size) for view in part]), part
+            yield _batch([_resize(images[view.image], size, device) for view in part]), part
     if second_look:
         for number, image in enumerate(images):
-            yield from _tiles(number, image, most)
+            yield from _tiles(number, image, most, device)
 
 
 def _working_size(height: int, width: int) -> tuple[int, int]:
@@ -221,7 +223,7 @@ def _working_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _tiles(number: int, image: Tensor, most: int) -> Iterator[tuple[Tensor, list[_View]]]:
+def _tiles(number: int, image: Tensor, most: int, device: torch.device) -> Iterator[tuple[Tensor, list[_View]]]:
     """The second look at one picture; nothing where the first was fine enough."""
     height, width = image.shape[1:]
     first = _working_size(height, width)[0] / height
@@ -229,7 +231,7 @@ def _tiles(number: int, image: Tensor, most: int) -> Iterator[tuple[Tensor, list
     if first >= _SECOND_LOOK or scale < 1.5 * first:
         return
     resized = (max(1, round(height * scale)), max(1, round(width * scale)))
-    pixels = _resize(image, resized)
+    pixels = _resize(image, resized, device)
     rows, tall = _cuts(resized[0])
     columns, wide = _cuts(resized[1])
     views = [_View(number, resized, (x, y), (tall, wide), tile=True) for y in rows for x in columns]
@@ -252,11 +254,12 @@ def _cuts(length: int) -> tuple[list[int], int]:
     return [round(i * (length - tile) / max(1, count - 1)) for i in range(count)], tile
 
 
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """[3,H,W] -> [1,3,*size], anti-aliased, on the device of the image."""
+def _resize(image: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """[3,H,W] -> [1,3,*size], anti-aliased, on ``device``: a GPU resizes large pictures faster than the CPU."""
+    there = image[None].to(device).float()
     if tuple(image.shape[1:]) == size:
-        return image[None].float()
-    return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
+        return there
+    return F.interpolate(there, size, mode="bilinear", antialias=True)
 
 
 def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:

@@ -54,7 +54,7 @@ class Picture:
         return self.frames.shape[-2], self.frames.shape[-1]
 
 
-__all__ = ["EXTENSIONS", "Picture", "find_pictures", "read"]
+__all__ = ["EXTENSIONS", "Picture", "decode", "find_pictures", "read"]
 
 
 def read(path: str | Path) -> Picture:
@@ -65,7 +65,14 @@ def read(path: str | Path) -> Picture:
     several pages of a document, floating point, or beyond Pillow's limit against decompression bombs (179 megapixels).
     """
     path = Path(path)
-    data = _bytes_of(path)
+    return decode(_bytes_of(path), path)
+
+
+def decode(data: bytes, name: str | Path) -> Picture:
+    """The bytes of a picture file, as ``read``; ``name`` stands in messages, and its ending in ``Picture.suffix``."""
+    path = Path(name)
+    if not data:
+        raise BadImage(f"{path} is empty (0 bytes); copy or download it again.")
     try:
         # Pillow warns from half of its limit on; a large scan is no attack.
         with warnings.catch_warnings():
@@ -83,12 +90,9 @@ def _bytes_of(path: Path) -> bytes:
     if path.is_dir():
         raise BadImage(f"{path} is a folder, not a picture.")
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BadImage(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    if not data:
-        raise BadImage(f"{path} is empty (0 bytes); copy or download it again.")
-    return data
 
 
 def _explain(path: Path, data: bytes, error: Exception) -> str:

@@ -35,7 +35,12 @@ def write(path: str | Path, picture: Picture, overwrite: bool = False) -> Path:
     frames are. Raises BadOption where the format cannot hold the picture, BadImage where pixels are not finite, where
     the file exists and ``overwrite`` is False, and where the folder cannot be written.
     """
-    path = Path(path)
+    return write_bytes(path, encode(path, picture), overwrite)
+
+
+def encode(name: str | Path, picture: Picture) -> bytes:
+    """The bytes of the file that ``write`` would make of ``picture`` under that name."""
+    path = Path(name)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise BadOption(f"{path.name}: pictures are written as {', '.join(sorted(FORMATS))}; choose one of these.")
@@ -45,9 +50,7 @@ def write(path: str | Path, picture: Picture, overwrite: bool = False) -> Path:
         raise BadOption(f"{path.name} would lose its transparency as JPEG; choose the format png or webp.")
     check_size(path, picture.size[1], picture.size[0])
     data = _encode(picture, kind)
-    if picture.origin:
-        data = with_origin(data, kind, picture.origin)
-    return write_bytes(path, data, overwrite)
+    return with_origin(data, kind, picture.origin) if picture.origin else data
 
 
 def check_size(path: Path, width: int, height: int) -> None:

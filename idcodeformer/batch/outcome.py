@@ -1,0 +1,46 @@
+"""What became of a picture."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..files.reading import Picture
+from ..types import FaceReport, Restoration
+
+# Folders of results, as the reference names them.
+FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
+
+
+@dataclass
+class Outcome:
+    """What became of one input."""
+
+    input: str
+    output: str = ""
+    status: str = "failed"  # restored, no face, kept (a result was there), failed
+    error: str = ""
+    seconds: float = 0.0
+    size: tuple[int, int] | None = None  # (width, height) of the input
+    faces: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def restored(self) -> int:
+        return sum(face["status"] == "restored" for face in self.faces)
+
+    def entry(self) -> dict[str, Any]:
+        """The line of a report."""
+        return self.__dict__ | {"restored": self.restored}
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A picture after restoring: ``result`` is None for an aligned crop, whose restored face ``picture`` holds."""
+
+    picture: Picture
+    faces: tuple[FaceReport, ...]
+    result: Restoration | None = None
+
+    @property
+    def status(self) -> str:
+        found = self.result is None or any(face.status == "restored" for face in self.faces)
+        return "restored" if found else "no face"
