@@ -69,9 +69,8 @@ class RestoreFaces:
                 "paste_classes": (
                     list(PASTE_CLASSES),
                     {"default": "automatic",
-                     "tooltip": "Which part of the restored square is put back. automatic: face and hair where "
-                     "ParseNet's file is in models/facedetection, else the whole square with soft edges. The others "
-                     "but the last need ParseNet."},
+                     "tooltip": "Which part of the restored square is put back. automatic: face and hair. "
+                     "The built-in parser finds the parts, or ParseNet where its file is in models/facedetection."},
                 ),
                 "colour_match": (
                     "BOOLEAN",

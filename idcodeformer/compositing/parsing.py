@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption, MissingWeights
+from ..networks.mini_parser import MiniParser
 from ..runtime.device import resolve_device
 from ..runtime.memory import in_batches
 
 # ParseNet's labels in order (facexlib inference/inference_parsing_parsenet.py; BiSeNet's order is another one).
+# Left and right are the person's own.
 CLASSES = (
     "background", "skin", "nose", "glasses", "left_eye", "right_eye", "left_brow", "right_brow", "left_ear",
     "right_ear", "mouth", "upper_lip", "lower_lip", "hair", "hat", "earring", "necklace", "neck", "cloth",
@@ -42,7 +44,8 @@ class FaceParser:
         if size < 64 or size % 16:
             raise BadOption(f"The parsing size is {size}; choose a multiple of 16 from 64, such as 512 or 256.")
         self.device = resolve_device(device)
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        network = network.to(self.device).eval().requires_grad_(False)
+        self.network = network.fold() if isinstance(network, MiniParser) else network
         self.size = size
 
     @torch.inference_mode()

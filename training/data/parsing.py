@@ -21,7 +21,7 @@ from ..config.schema import DegradationConfig
 from ..errors import DataError
 from .dataset import collate
 from .degradation import degrade, sample_rng
-from .sources import SUFFIXES
+from .sources import SUFFIXES, Entry
 
 HELD_EVERY = 10
 READ = 2  # times data.size: pictures are kept larger, so that turning and zooming them loses nothing
@@ -83,6 +83,7 @@ class ParsingDataset(Dataset):
         self.config, self.degradation, self.rule, self.seed = config, degradation, rule, seed
         self.pairs = list_pairs(config)
         self.labels: dict[str, int] = {}  # faces have no identities here
+        self.entries = [Entry(picture, "") for picture, _ in self.pairs]
         self._read: list[tuple[np.ndarray, np.ndarray, str]] = []
         self._turns = np.zeros(0, np.int64)
         self._skipped: list[tuple[str, str]] = []
