@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Callable, Iterator, Sequence
 
 import torch
@@ -189,27 +190,43 @@ class FacePipeline:
 
         Raises BadOption for guidance without references or without a CodeFormer, BadImage where the network fails.
         """
-        notes: tuple[str, ...] = ()
         if len(pixels) == 0:
-            return pixels, notes
-        if guidance is not None and guidance.steps:
-            restored, notes = self._guided(pixels, options, guidance, references, progress)
-        else:
-            restored = self.restorer(pixels, options, progress)
+            return pixels, ()
+        run = partial(self._attempt, options=options, guidance=guidance, references=references, progress=progress)
+        restored, notes = run(self.restorer, pixels)
         low, high = restored.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
-            raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
+            restored, notes = self._repaired(run, pixels, restored, notes)
         return match_tone(restored, pixels, options), notes
 
-    def _guided(
+    def _repaired(
+        self, run: Callable[..., tuple[Tensor, tuple[str, ...]]], pixels: Tensor, restored: Tensor, notes: Sequence[str]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Faces that overflowed half precision, restored once more in fp32. Raises BadImage where that fails too."""
+        exact = self.restorer.exact() if hasattr(self.restorer, "exact") else None
+        if exact is None:
+            raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
+        bad = (~torch.isfinite(restored)).flatten(1).any(1).nonzero()[:, 0]
+        again, told_again = run(exact, pixels[bad])
+        if not bool(torch.isfinite(again).all()):
+            raise BadImage("The network returned NaN in fp32 too; check the weight file.")
+        lines = list(notes)
+        for place, line in zip(bad.tolist(), told_again):
+            lines[place] = line
+        return restored.index_copy(0, bad, again), tuple(lines)
+
+    def _attempt(
         self,
+        restorer: Restorer,
         pixels: Tensor,
         options: RestoreOptions,
-        guidance: GuidanceOptions,
+        guidance: GuidanceOptions | None,
         references: References | None,
         progress: Progress | None,
     ) -> tuple[Tensor, tuple[str, ...]]:
-        if not hasattr(self.restorer, "decoder"):
+        if guidance is None or not guidance.steps:
+            return restorer(pixels, options, progress), ()
+        if not hasattr(restorer, "decoder"):
             raise BadOption("Guidance needs a CodeFormer; this restorer has no codes. Choose guidance steps of 0.")
         recogniser, judge = self.guide or self._recognise(), None
         target = self._person(references, recogniser)
@@ -219,7 +236,7 @@ class FacePipeline:
             person = self._person(references)
             assert person is not None
             judge = (self.recogniser, person)
-        result = guide(self.restorer, pixels, target, recogniser, options, guidance, judge=judge, progress=progress)
+        result = guide(restorer, pixels, target, recogniser, options, guidance, judge=judge, progress=progress)
         return result.pixels, told(result, recogniser.name, judge is not None)
 
     def _recognise(self) -> IdentityRecogniser:

@@ -1,6 +1,7 @@
 """The ComfyUI nodes: thin adapters over ``idcodeformer``. Ids, input names and their order are for ever."""
 from .detect import DetectFaces
 from .loader import LoadIDCodeFormer
+from .person import LoadPerson
 from .restore import RestoreFaces
 from .score import IdentityScore
 
@@ -10,6 +11,7 @@ NODE_CLASS_MAPPINGS = {
     "IDCodeFormerDetectFaces": DetectFaces,
     "IDCodeFormerRestoreFaces": RestoreFaces,
     "IDCodeFormerIdentityScore": IdentityScore,
+    "IDCodeFormerPerson": LoadPerson,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -17,4 +19,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "IDCodeFormerDetectFaces": "Detect Faces (ID-CodeFormer)",
     "IDCodeFormerRestoreFaces": "Restore Faces (ID-CodeFormer)",
     "IDCodeFormerIdentityScore": "Identity Score (ID-CodeFormer)",
+    "IDCodeFormerPerson": "Load Person (ID-CodeFormer)",
 }

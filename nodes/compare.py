@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..idcodeformer.types import Embeddings, Faces
 from .draw import Pair
 
 if TYPE_CHECKING:
+    from ..idcodeformer.identity.people import People
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames
 
@@ -131,6 +132,27 @@ def _one_person(reference: Side, candidate: Side, recogniser: IdentityRecogniser
         title = f"frame {frame}" + (f", face {best} of {len(here)}" if len(here) > 1 else "")
         pairs.append(Pair(title, picture, candidate.crop(frame, best), scores[best]))
     return Comparison(tuple(pairs), tuple(notes), recogniser.name)
+
+
+def with_people(
+    people: People, pictures: Sequence[Tensor | None], candidate: Side, recogniser: IdentityRecogniser
+) -> Comparison:
+    """The faces of every candidate frame with the people, one to one, at the largest sum of similarities.
+
+    ``pictures``: [3,S,S] of each person, None where none is at hand.
+    """
+    from ..idcodeformer.identity.recogniser import match
+
+    pairs: list[Pair] = []
+    for frame, here in enumerate(candidate.faces):
+        if not here:
+            pairs.append(Pair(f"frame {frame}: no face in the candidate", pictures[0], None, None))
+            continue
+        for person, face, score in match(people.identities, candidate.embed(frame, recogniser)):
+            title = f"frame {frame}" + (f", face {face} of {len(here)}" if len(here) > 1 else "")
+            title += f": {people.persons[person].name}"
+            pairs.append(Pair(title, pictures[person], candidate.crop(frame, face), score, "no picture"))
+    return Comparison(tuple(pairs), (), recogniser.name)
 
 
 def _lone(title: str, reference: Side, candidate: Side, source: int, frame: int) -> Pair:

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..idcodeformer.errors import BadOption
 from ..idcodeformer.types import Faces
 from . import convert, draw, faces, folders, host
-from .managed import Kept, load_together, recogniser_of
+from .managed import Kept, Part, load_together, recogniser_of
+from .people import LinkedPeople, people_of
 
 _CROP_SIDE = 512  # px
 _SHOWN_FRAMES, _SHOWN_SIDE = 8, 1024  # pictures on the node, px of their longer side
@@ -101,6 +102,11 @@ class DetectFaces:
                     "ID_CODEFORMER",
                     {"tooltip": "Its recogniser compares with the reference. Without it the built-in one does."},
                 ),
+                "person": (
+                    "ID_PERSON",
+                    {"tooltip": "From Load Person, in place of 'reference'. Of several people each face counts by the "
+                     "one that it is most like."},
+                ),
             },
         }  # fmt: skip
 
@@ -119,24 +125,34 @@ class DetectFaces:
     def detect(
         self, image: Tensor, detector: str, confidence: float, min_eye_distance: float, max_faces: int, order: str,
         keep: str, indices: str, min_similarity: float = 0.0, mask: Tensor | None = None,
-        reference: Tensor | None = None, model: Any = None,
+        reference: Tensor | None = None, model: Any = None, person: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
         frames = convert.frames_of(image)
         options = faces.options_of(confidence, min_eye_distance, max_faces, order, keep, indices)
         sought = options.order == "reference"
-        if sought and reference is None:
-            raise BadOption("order or keep is 'reference'; link photos of the person to the input 'reference'.")
+        known = people_of(person)
+        if sought and (reference is None) == (known is None):
+            raise BadOption(
+                "order or keep is 'reference'; link photos of the person to 'reference'"
+                + (", or 'person' from Load Person." if known is None else " or 'person', not both.")
+            )
         with host.work():
             finder = self._kept.detector(detector)
-            recogniser = recogniser_of(model, self._kept) if sought else None
-            load_together([finder, recogniser])
-            likeness = None
-            if recogniser is not None:
-                photos = convert.frames_of(reference, "reference")
-                likeness = faces.likeness_to(photos, finder.ready(), recogniser.ready())
+            if not sought:
+                load_together([finder])
+            likeness = self._likeness(finder, reference, known, model) if sought else None
             masks = convert.masks_for(mask, frames)
             found = faces.find(frames, finder.ready(), options, masks, likeness, min_similarity, host.Progress())
             return self._outputs(frames, found)
+
+    def _likeness(self, finder: Part, reference: Tensor | None, known: LinkedPeople | None, model: Any):
+        """How like the people of ``known``, or the person on ``reference``, faces are."""
+        recogniser = recogniser_of(model, self._kept) if known is None else known.part
+        load_together([finder, recogniser])
+        if known is not None:
+            return faces.likeness_to(known.people.identities, recogniser.ready())
+        photos = convert.frames_of(reference, "reference")
+        return faces.likeness_to(faces.person_in(photos, finder.ready(), recogniser.ready()), recogniser.ready())
 
     @staticmethod
     def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:

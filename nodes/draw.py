@@ -28,6 +28,7 @@ class Pair:
     reference: Tensor | None
     candidate: Tensor | None
     score: float | None
+    missing: str = "no face"  # what stands in place of a picture
 
 
 def annotate(image: Tensor, kept: Sequence[Face], dropped: Sequence[tuple[Face, str]] = ()) -> Tensor:
@@ -97,7 +98,7 @@ def chart(pairs: Sequence[Pair], threshold: float, headline: str) -> Tensor:
 def _draw_pair(picture: Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], pair: Pair, threshold: float) -> None:
     x, y = at
     for offset, crop, name in ((0, pair.reference, "reference"), (_THUMB + _GAP, pair.candidate, "candidate")):
-        _thumb(picture, draw, (x + offset, y), crop, name)
+        _thumb(picture, draw, (x + offset, y), crop, name, pair.missing)
     width = 2 * _THUMB + _GAP
     below = y + _THUMB + 8
     if pair.score is None:
@@ -117,11 +118,11 @@ def _bar(draw, at: tuple[int, int], width: int, score: float, threshold: float, 
     draw.line((tick, y - 4, tick, y + _BAR + 4), fill=INK, width=2)
 
 
-def _thumb(picture: Image, draw, at: tuple[int, int], crop: Tensor | None, name: str) -> None:
+def _thumb(picture: Image, draw, at: tuple[int, int], crop: Tensor | None, name: str, missing: str) -> None:
     x, y = at
     if crop is None:
         draw.rectangle((x, y, x + _THUMB - 1, y + _THUMB - 1), outline=FAINT, width=2)
-        draw.text((x + 12, y + _THUMB // 2 - 10), "no face", fill=DIM, font=_font(18))
+        draw.text((x + 12, y + _THUMB // 2 - 10), missing, fill=DIM, font=_font(18))
     else:
         from PIL import Image as Pictures
 

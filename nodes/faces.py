@@ -142,14 +142,12 @@ def person_in(reference: Frames, detector: Detector, recogniser: IdentityRecogni
     return mean_identity(embedded(reference, photos.faces, recogniser))
 
 
-def likeness_to(reference: Frames, detector: Detector, recogniser: IdentityRecogniser):
-    """A function that scores faces by their likeness to the person in the reference photos. Raises BadImage."""
+def likeness_to(sought: Embeddings, recogniser: IdentityRecogniser):
+    """A function that scores faces by their likeness to the nearest of the people sought, [people,D]."""
     from ..idcodeformer.identity.recogniser import cosine
 
-    person = person_in(reference, detector, recogniser)
-
     def score(images: Sequence[Tensor], faces: Sequence[Faces]) -> list[list[float]]:
-        flat = cosine(recogniser.embed_faces(images, faces), person)[:, 0].tolist()
+        flat = cosine(recogniser.embed_faces(images, faces), sought).amax(1).tolist()
         ends = [sum(map(len, faces[:n])) for n in range(len(faces) + 1)]
         return [flat[a:b] for a, b in zip(ends, ends[1:])]
 

@@ -14,6 +14,7 @@ from ..idcodeformer.errors import IDCodeFormerError, MissingWeights
 from .extra_paths import configured_folders
 
 OWN_FOLDER = "idcodeformer"
+PEOPLE_FOLDER = "people"  # in it: galleries that Load Person has saved, no weights
 _TORCH = (".safetensors", ".pth", ".pt", ".ckpt")
 _ONNX = (".onnx",)
 
@@ -28,6 +29,7 @@ class Kind:
     foreign: tuple[str, ...]  # beginnings of the names of other networks' files in the same folders
     preferred: str = "\0"  # files whose name contains this come before the built-in ones
     sign: str = ""  # and which hold a tensor of this name
+    inside: str = ""  # the folder within those folders
 
 
 KINDS = {
@@ -58,6 +60,7 @@ KINDS = {
         ("det_", "scrfd", "genderage", "1k3d68", "2d106det", "inswapper", "codeformer", "retinaface", "parsing_"),
     ),
     "parser": Kind(("facedetection", "facexlib", OWN_FOLDER), _TORCH, {}, ()),
+    "people": Kind((OWN_FOLDER,), (".safetensors",), {}, (), inside=PEOPLE_FOLDER),
 }  # fmt: skip
 
 
@@ -83,7 +86,8 @@ def search_folders(kind: str) -> list[Path]:
     for key in KINDS[kind].folders:
         known = folder_paths.folder_names_and_paths.get(key, ((), ()))[0]
         found += [*map(Path, known), Path(folder_paths.models_dir, key), *configured_folders(key)]
-    return list(dict.fromkeys([*found, *own_folders(), cache_folder()]))
+    inside = KINDS[kind].inside
+    return list(dict.fromkeys(folder / inside for folder in [*found, *own_folders(), cache_folder()]))
 
 
 class Choices(list):
@@ -108,23 +112,25 @@ class Choices(list):
         return f"{list(self)}. {self._refused}" if self._refused else repr(list(self))
 
 
-def choices(kind: str, *more: str) -> Choices:
-    """What the combo offers: preferred files, the built-in ones, then the rest; paths inside a folder with "/"."""
+def choices(kind: str, *more: str, first: Sequence[str] = ()) -> Choices:
+    """What the combo offers: ``first``, preferred files, the built-in ones, the rest, ``more``; paths with "/"."""
     from .peek import names_tensor
 
     spec = KINDS[kind]
     places = {name: folder / name for folder in reversed(search_folders(kind)) for name in _files(folder, spec)}
     names = sorted(places, key=str.lower)
-    first = [
+    best = [
         name for name in names
         if spec.preferred in PurePosixPath(name).name.lower() and names_tensor(places[name], spec.sign)
     ]  # fmt: skip
-    return Choices(kind, [*first, *spec.built_in, *(name for name in names if name not in first), *more])
+    return Choices(kind, [*first, *best, *spec.built_in, *(name for name in names if name not in best), *more])
 
 
 def _files(folder: Path, spec: Kind) -> list[str]:
     names = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+    for parent, inner, files in os.walk(folder, followlinks=True):
+        if Path(parent) == folder and folder.name == OWN_FOLDER and PEOPLE_FOLDER in inner:
+            inner.remove(PEOPLE_FOLDER)
         for file in files:
             if file.lower().endswith(spec.extensions) and not file.lower().startswith(spec.foreign):
                 names.append(Path(parent, file).relative_to(folder).as_posix())
@@ -146,6 +152,8 @@ def locate(kind: str, name: str) -> Path:
         if (folder / relative).is_file():
             return folder / relative
     try:
+        if spec.inside:
+            raise MissingWeights(name)
         return find(relative.name, kind, folders)
     except MissingWeights as error:
         raise MissingWeights(_missing(name, spec, folders[0])) from error
@@ -164,7 +172,7 @@ def _missing(name: str, spec: Kind, folder: Path) -> str:
 
     weight = by_file(PurePosixPath(name).name)
     if weight is None:
-        where = " or ".join(f"models/{key}" for key in spec.folders)
+        where = " or ".join("/".join(filter(None, ("models", key, spec.inside))) for key in spec.folders)
         return f"There is no file {name} in {where}; put it there, or choose one from the list."
     return f"{weight.file} is missing. Get {weight.source} ({weight.terms}) and put {weight.file} into {folder}."
 

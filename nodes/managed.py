@@ -165,9 +165,9 @@ class Kept:
         """By the name in the combo; None is the built-in one."""
         return self._part("detector", name or BUILT_IN_DETECTOR, detector_part)
 
-    def recogniser(self) -> Part:
-        """The built-in one, for nodes without an ID_CODEFORMER."""
-        return self._part("recogniser", BUILT_IN_RECOGNISER, recogniser_part)
+    def recogniser(self, name: str | None = None) -> Part:
+        """By the name in the combo; None is the built-in one, for nodes without an ID_CODEFORMER."""
+        return self._part("recogniser", name or BUILT_IN_RECOGNISER, recogniser_part)
 
     def _part(self, kind: str, name: str, make: Callable[[str], Part]) -> Part:
         state = folders.fingerprint_of(kind, name)

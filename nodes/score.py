@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..idcodeformer.types import DetectOptions, Embeddings, Faces
 from . import compare, convert, draw, faces, host, report
 from .managed import Kept, Part, load_together, recogniser_of
+from .people import LinkedPeople
 
 _SHOWN_LINES = 60  # on the node
 
@@ -44,7 +45,10 @@ class IdentityScore:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "reference": ("IMAGE", {"tooltip": "The originals, or photos of the person."}),
+                "reference": (
+                    "IMAGE,ID_PERSON",
+                    {"tooltip": "The originals, or photos of the person, or people from Load Person."},
+                ),
                 "candidate": ("IMAGE", {"tooltip": "What is to be judged: the restored or generated frames."}),
                 "threshold": (
                     "FLOAT",
@@ -68,7 +72,7 @@ class IdentityScore:
         }  # fmt: skip
 
     def score(
-        self, reference: Tensor, candidate: Tensor, threshold: float, compare: str, model: Any = None,
+        self, reference: Any, candidate: Tensor, threshold: float, compare: str, model: Any = None,
         reference_faces: Any = None, candidate_faces: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
         with host.work():
@@ -82,6 +86,8 @@ class IdentityScore:
     def _compare(self, reference, candidate, how: str, model, reference_faces, candidate_faces):
         """Everything that computes: the faces that were not given, their embeddings, the pairs."""
         recogniser = recogniser_of(model, self._kept)
+        if isinstance(reference, LinkedPeople):
+            return self._compare_people(reference, candidate, recogniser, model, candidate_faces)
         detector = None
         if reference_faces is None or candidate_faces is None:
             detector = self._kept.detector() if model is None else model.detector()
@@ -91,6 +97,26 @@ class IdentityScore:
         frames = convert.frames_of(candidate, "candidate")
         second = compare.Side(frames, _faces(frames, candidate_faces, detector))
         return compare.compare(first, second, recogniser.ready(), how)
+
+    def _compare_people(self, known: LinkedPeople, candidate, recogniser: Part, model, candidate_faces):
+        """With people of Load Person: judged by ``recogniser``, or by the one that made them where photos lack."""
+        frames = convert.frames_of(candidate, "candidate")
+        detector = None
+        if candidate_faces is None:
+            detector = self._kept.detector() if model is None else model.detector()
+        load_together([recogniser, known.part, detector])
+        judge, guide = recogniser.ready(), known.part.ready()
+        people = known.by(judge)
+        notes = [f"{guide.name} guides where these people are linked to Restore Faces; {judge.name} judges"]
+        if people is None:
+            notes = [f"judged by {guide.name}, which also guides: the file has no photos for {judge.name}"]
+            people, judge = known.people, guide
+        elif people is known.people:
+            notes = [f"{guide.name} judges and also guides: another recogniser in Load Person makes the score honest"]
+        pictures = [photos[0].pixels if photos else None for photos in known.photos]
+        second = compare.Side(frames, _faces(frames, candidate_faces, detector))
+        result = compare.with_people(people, pictures, second, judge)
+        return replace(result, notes=(*notes, *result.notes))
 
     def _reference(self, frames: convert.Frames, given: Any, recogniser: Part, detector: Part | None) -> compare.Side:
         """The reference with its faces, and their embeddings where it is the one of the last execution."""

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from idcodeformer.errors import BadOption, NoDevice
+from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.restoration.engine import strips
 from idcodeformer.restoration.engine.execution import ModuleEngine, accelerate, choose_precision
+from training.stages.losses import IdentityLoss
 
 TINY = CodeFormerConfig(
     img_size=32, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(8,), codebook_size=32, emb_dim=16,
@@ -224,6 +227,38 @@ def test_tf32_is_a_choice_for_the_length_of_a_call():
         engine.encode(faces(TINY))
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
     assert seen == [False, True]
+
+
+def test_recognisers_run_without_tf32():
+    seen = []
+
+    class Looks(torch.nn.Module):
+        embedding_dim = 2
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return x.flatten(1)[:, :2] * self.weight
+
+    torch.backends.cudnn.allow_tf32 = True
+    IdentityRecogniser(Looks(), "looks", "cpu")(torch.rand(2, 3, 64, 64))
+    IdentityLoss([Looks()])(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
+    assert len(seen) == 3 and set(seen) == {(False, False)} and torch.backends.cudnn.allow_tf32
+
+
+def test_a_mixed_restorer_has_an_exact_one():
+    restorer = CodeFormerRestorer(build(TINY), "cpu", "fp32")
+    assert restorer.exact() is None
+    restorer.precision = "fp16"  # as on a GPU; the weights of ``in_place`` would be half themselves
+    with torch.no_grad():
+        restorer.network.generator.half()
+    exact = restorer.exact()
+    assert exact is restorer.exact() and exact.precision == "fp32"
+    assert {p.dtype for p in exact.network.parameters()} == {torch.float32}
+    assert exact(faces(TINY).add(1).div(2).clamp(0, 1)).isfinite().all()
 
 
 def test_plain_yardstick_is_the_same_network():

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from idcodeformer.errors import BadImage, BadOption
+from idcodeformer.files.metadata import Notes, with_jpeg_xmp
 from idcodeformer.files.reading import Picture, find_pictures, read
 from idcodeformer.files.writing import write, write_bytes
 
@@ -22,11 +24,11 @@ COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)  # 9 x 6, so that a tu
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def exif(orientation: int) -> Image.Exif:
+def exif(orientation: int, detail: dict[int, object] | None = None) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
     tags[0x010F] = "Maker"
-    tags.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
+    tags[0x8769] = {0x9003: "2001:02:03 04:05:06"} | (detail or {})
     return tags
 
 
@@ -217,7 +219,7 @@ def png16_bytes() -> bytes:
         (png16_bytes()[:9000], "damaged or truncated"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"plain text", "not a picture"),
-        (bytes(range(256)) * 8, "not a picture"),
+        (bytes(range(256)) * 8, "not a picture|damaged"),  # some Pillows take it for a TGA file
     ],
 )
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, words: str) -> None:
@@ -340,10 +342,98 @@ def test_the_poster_of_an_apng_stays_out_of_the_animation(tmp_path: Path) -> Non
 
 
 def test_what_exif_says_of_the_stored_pixels_is_left_out(tmp_path: Path) -> None:
-    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6))
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif(6).tobytes())
     write(tmp_path / "b.png", read(tmp_path / "a.tif"))
     with Image.open(tmp_path / "b.png") as back:
         assert set(back.getexif()) == {0x0112, 0x010F, 0x8769}
+
+
+XMP = (b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6" dc:creator="Ann"/>'
+       b'</rdf:RDF></x:xmpmeta>')  # fmt: skip
+
+
+def xmp_of(file: Path) -> bytes:
+    data = file.read_bytes()
+    start = data.index(b"<x:xmpmeta")
+    return data[start : data.index(b"</x:xmpmeta>") + 12]
+
+
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", [".png", ".jpg", ".webp", ".tif"])
+def test_xmp_goes_along_with_the_orientation_of_the_result(tmp_path: Path, source: str, target: str) -> None:
+    file = tmp_path / f"a{source}"
+    if source == ".png":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        Image.fromarray(COLOURS).save(file, pnginfo=info)
+    elif source == ".jpg":
+        Image.fromarray(COLOURS).save(file)
+        file.write_bytes(with_jpeg_xmp(file.read_bytes(), XMP))
+    elif source == ".tif":
+        Image.fromarray(COLOURS).save(file, tiffinfo={700: XMP})
+    else:
+        Image.fromarray(COLOURS).save(file, xmp=XMP)
+    write(tmp_path / f"b{target}", read(file))
+    assert xmp_of(tmp_path / f"b{target}") == XMP.replace(b'"6"', b'"1"')
+    with Image.open(tmp_path / f"b{target}") as back:
+        back.load()
+        assert back.size == (6, 9)  # turned: readers honour an orientation that stands in XMP alone
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_texts_and_colorimetry_of_a_png_go_along(tmp_path: Path, bits: int) -> None:
+    texts = {"parameters": "a face, steps 20", "Comment": "Grüße", "Title": "写真"}
+    chromaticity = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)  # Adobe RGB's
+    notes = Notes(texts=tuple(texts.items()), gamma=0.45455, chromaticity=chromaticity)
+    picture = Picture(torch.rand(1, 3, 6, 9), bits=bits, notes=notes)
+    for name in ("a.png", "b.png"):  # the second one from what was read of the first
+        write(tmp_path / name, picture)
+        picture = read(tmp_path / name)
+        with Image.open(tmp_path / name) as back:
+            back.load()
+            assert back.text == texts and back.info["gamma"] == pytest.approx(0.45455)
+            assert back.info["chromaticity"] == pytest.approx(chromaticity)
+            assert picture.bits == bits
+    write(tmp_path / "c.jpg", picture)
+    with Image.open(tmp_path / "c.jpg") as back:
+        assert back.info["comment"].decode() == "Grüße"
+
+
+def test_the_comment_of_a_jpeg_goes_along(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", comment=b"scanned by Ann")
+    picture = read(tmp_path / "a.jpg")
+    write(tmp_path / "b.jpg", picture)
+    write(tmp_path / "b.png", picture)
+    assert Image.open(tmp_path / "b.jpg").info["comment"] == b"scanned by Ann"
+    assert Image.open(tmp_path / "b.png").text == {"Comment": "scanned by Ann"}
+
+
+def test_sizes_in_exif_are_those_of_the_result(tmp_path: Path) -> None:
+    tags = exif(6, {0xA002: 4000, 0xA003: 3000})
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=tags)
+    for name in ("b.png", "b.jpg", "b.webp"):
+        write(tmp_path / name, read(tmp_path / "a.jpg"))
+        detail = Image.open(tmp_path / name).getexif().get_ifd(0x8769)
+        assert (detail[0xA002], detail[0xA003]) == (6, 9) and detail[0x9003] == "2001:02:03 04:05:06"
+
+
+def test_exif_that_a_jpeg_cannot_hold_loses_its_largest_entries(tmp_path: Path) -> None:
+    tags = exif(1, {0x927C: bytes(70000), 0x9286: b"ASCII\0\0\0" + b"x" * 9000})
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=tags)
+    picture = read(tmp_path / "a.png")
+    write(tmp_path / "b.jpg", picture)
+    write(tmp_path / "b.png", picture)
+    kept = Image.open(tmp_path / "b.jpg").getexif()
+    assert kept[0x010F] == "Maker" and 0x927C not in kept.get_ifd(0x8769) and len(kept.get_ifd(0x8769)[0x9286]) == 9008
+    assert len(Image.open(tmp_path / "b.png").getexif().get_ifd(0x8769)[0x927C]) == 70000
+
+
+def test_notes_that_no_segment_holds_do_not_cost_the_picture(tmp_path: Path) -> None:
+    notes = Notes(xmp=XMP + bytes(70000), comment=b"c" * 70000)
+    write(tmp_path / "a.jpg", Picture(torch.rand(1, 3, 6, 9), notes=notes))
+    with Image.open(tmp_path / "a.jpg") as back:
+        back.load()
+        assert back.size == (9, 6) and len(back.info["comment"]) == 60000
 
 
 def test_a_broken_orientation_does_not_lose_the_picture(tmp_path: Path) -> None:

@@ -293,6 +293,46 @@ def test_nothing_is_passed_off_as_restored():
         FacePipeline(Broken(), Given(FACES))([SMALL])
 
 
+def test_a_face_that_overflows_half_precision_is_restored_in_fp32():
+    asked = []
+
+    class Half(Invert):
+        def __call__(self, pixels, options=None, progress=None):
+            out = super().__call__(pixels, options, progress)
+            out[1, :, :2] = math.inf
+            return out
+
+        def exact(self):
+            return Exact()
+
+    class Exact(Invert):
+        def __call__(self, pixels, options=None, progress=None):
+            asked.append(len(pixels))
+            return super().__call__(pixels, options, progress)
+
+    crops = torch.rand(3, 3, Half.size, Half.size)
+    options = RestoreOptions(colour="off", gray="off")
+    restored, _ = FacePipeline(Half()).restored_crops(crops, options)
+    torch.testing.assert_close(restored, FacePipeline(Invert()).restored_crops(crops, options)[0])
+    assert asked == [1]
+
+    with pytest.raises(BadImage, match="fp32 too"):
+        crops = torch.rand(2, 3, Half.size, Half.size)
+        FacePipeline(Always()).restored_crops(crops, options)
+
+
+class Always:
+    """NaN in every precision."""
+
+    size, device = 64, torch.device("cpu")
+
+    def __call__(self, pixels, options=None, progress=None):
+        return pixels * math.nan
+
+    def exact(self):
+        return self
+
+
 def test_mistakes_get_a_sentence(recogniser):
     run = FacePipeline(Invert(), Given(FACES), recogniser)
     with pytest.raises(BadOption, match="pass faces="):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import BadImage
 from ..runtime.memory import is_out_of_memory
 from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
+from .metadata import Notes, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
 
 if TYPE_CHECKING:
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_PIXELS = 178_956_970  # of all frames together; Pillow's own limit for a still picture
 _ANIMATED = {"GIF": ".gif", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}
-_ORIENTATION, _EXIF_IFD, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x8769, 0xA002, 0xA003
-
-# TIFF 6.0: sizes, samples, strips, tiles, JPEG, colour layout; XMP, Photoshop blocks and profiles lie elsewhere.
-_STORAGE_TAGS = frozenset(
-    (254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292)
-    + (293, 301, 317, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 338, 339, 340, 341, 342, 347, 512, 513, 514)
-    + (515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34377, 34675, 37724)
-)
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +41,7 @@ class Picture:
     suffix: str = ".png"  # of the file that was read, lower case
     poster: bool = False  # the first frame is an APNG's still picture, no part of its animation
     origin: str = ""  # fingerprint of the file that was read
+    notes: Notes = Notes()  # XMP, comments, texts, colorimetry
 
     @property
     def size(self) -> tuple[int, int]:
@@ -132,7 +127,7 @@ def _decode(data: bytes, path: Path) -> Picture:
         decoder_is_there(*kind)
     with Image.open(io.BytesIO(data)) as image:
         count = getattr(image, "n_frames", 1)
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         if count > 1 and image.format == "TIFF":
             raise BadImage(f"{path} holds {count} pages; save each as a picture of its own first.")
         if image.mode in ("F", "LAB", "HSV") or image.mode.startswith("I;32"):
@@ -140,7 +135,7 @@ def _decode(data: bytes, path: Path) -> Picture:
         common = {
             "origin": fingerprint(data),
             "dpi": image.info.get("dpi"),
-            "exif": _upright_exif(image),
+            "exif": upright_exif(image),
             "suffix": path.suffix.lower() or f".{(image.format or 'png').lower()}",
         }
         if count > 1 and image.format in _ANIMATED:
@@ -153,7 +148,7 @@ def _decode(data: bytes, path: Path) -> Picture:
         else:
             frame, alpha, facts = _eight_bit(image)
         frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
-        return Picture(frame, alpha, **(common | facts))
+        return Picture(frame, alpha, notes=read_notes(image), **(common | facts))
 
 
 def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Picture:
@@ -177,6 +172,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
         durations=tuple(durations),
         loop=_loop(image),
         poster=poster,
+        notes=read_notes(image),
         **common,
     )
 
@@ -285,32 +281,3 @@ def _upright(part: Tensor | None, orientation: int) -> Tensor | None:
         part = part.transpose(-1, -2)
     flips = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}.get(orientation, ())
     return part.flip(flips).contiguous() if flips else part.contiguous()
-
-
-def _orientation(image: Image) -> int:
-    """1 to 8; 1 where the EXIF block is broken or holds anything else."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises a dozen kinds on a broken block; the picture is not lost for it
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright_exif(image: Image) -> bytes | None:
-    """The EXIF block for a picture that has been turned upright; the copy in ``image`` changes too.
-
-    What describes the stored pixels (sizes, strips, compression, colour layout of a TIFF, places in the picture) is
-    wrong in the result and left out. A broken block is left out whole.
-    """
-    try:
-        exif = image.getexif()
-        for tag in _STORAGE_TAGS & set(exif):
-            del exif[tag]
-        if _ORIENTATION in exif:
-            exif[_ORIENTATION] = 1
-        detail = exif.get_ifd(_EXIF_IFD)
-        for tag in (_WIDTH_TAG, _HEIGHT_TAG, 0x9214, 0xA214):  # sizes; subject area and place
-            detail.pop(tag, None)
-        return exif.tobytes() if exif else None
-    except Exception:  # Pillow raises a dozen kinds on a broken block; the picture is not lost for it
-        return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from .metadata import Notes, exif_for, jpeg_comment, png_chunks, with_jpeg_xmp
 from .origin import with_origin
 from .reading import Picture
 
@@ -31,9 +32,10 @@ _GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
 def write(path: str | Path, picture: Picture, overwrite: bool = False) -> Path:
     """Write ``picture`` in the format that the ending of ``path`` names (png, jpg, webp; gif and avif for animations).
 
-    ICC profile, EXIF, resolution and alpha go along; 16-bit pictures stay so in PNG; a gray file stays gray where the
-    frames are. Raises BadOption where the format cannot hold the picture, BadImage where pixels are not finite, where
-    the file exists and ``overwrite`` is False, and where the folder cannot be written.
+    ICC profile, EXIF, XMP, comments and texts, as far as the format has a place for them, resolution and alpha go
+    along; 16-bit pictures stay so in PNG; a gray file stays gray where the frames are. Raises BadOption where the
+    format cannot hold the picture, BadImage where pixels are not finite, where the file exists and ``overwrite`` is
+    False, and where the folder cannot be written.
     """
     return write_bytes(path, encode(path, picture), overwrite)
 
@@ -141,17 +143,34 @@ def _encode(picture: Picture, kind: str) -> bytes:
     image = _to_image(picture.frames[0], None if picture.alpha is None else picture.alpha[0], gray and kind != "WEBP")
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    return with_jpeg_xmp(data, picture.notes.xmp) if kind == "JPEG" else data
 
 
 def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
     extra: dict[str, Any] = {"icc_profile": icc} if icc else {}
-    if picture.exif:
-        extra["exif"] = picture.exif
+    height, width = picture.size
+    if picture.exif and (exif := exif_for(picture.exif, width, height, kind)):
+        extra["exif"] = exif
     if picture.dpi and kind != "WEBP":
         extra["dpi"] = tuple(float(value) for value in picture.dpi)
+    if kind == "PNG":
+        extra["pnginfo"] = _png_info(picture.notes)
+    elif kind == "WEBP" and picture.notes.xmp:
+        extra["xmp"] = picture.notes.xmp
+    elif kind == "JPEG" and (comment := jpeg_comment(picture.notes)):
+        extra["comment"] = comment
     quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95, "method": 4}}
     return extra | quality.get(kind, {"compress_level": 4})
+
+
+def _png_info(notes: Notes) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for kind, body in png_chunks(notes):
+        info.add(kind, body)
+    return info
 
 
 def _encode_animation(picture: Picture, kind: str) -> bytes:
@@ -170,8 +189,15 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["loop"] = picture.loop
     elif kind in ("PNG", "WEBP"):
         extra["loop"] = 1
-    if picture.exif and kind != "GIF":
-        extra["exif"] = picture.exif
+    height, width = picture.size
+    if picture.exif and kind != "GIF" and (exif := exif_for(picture.exif, width, height, kind)):
+        extra["exif"] = exif
+    if kind == "PNG":
+        extra["pnginfo"] = _png_info(picture.notes)
+    elif kind in ("WEBP", "AVIF") and picture.notes.xmp:
+        extra["xmp"] = picture.notes.xmp
+    elif kind == "GIF" and picture.notes.comment:
+        extra["comment"] = picture.notes.comment
     if picture.poster and kind == "PNG":
         extra["default_image"] = True
     elif picture.poster:
@@ -217,8 +243,10 @@ def _encode_png16(picture: Picture, gray: bool, icc: bytes | None) -> bytes:
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if picture.dpi:
         extra += _chunk(b"pHYs", struct.pack(">IIB", *(round(float(value) / 0.0254) for value in picture.dpi), 1))
-    if picture.exif:
-        extra += _chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    height, width = picture.size
+    if picture.exif and (exif := exif_for(picture.exif, width, height, "PNG")):
+        extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    extra += b"".join(_chunk(kind, body) for kind, body in png_chunks(picture.notes))
     header_end = 8 + 25  # signature, then the IHDR chunk (PNG specification, sections 5.2 and 11.2.2)
     return data[:header_end] + extra + data[header_end:]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..errors import BadImage, BadOption, UnsupportedWeights
 from ..geometry.templates import ARCFACE_112, arcface_crop, fit_similarity
 from ..geometry.warping import warp
-from ..runtime.device import resolve_device
+from ..runtime.device import cuda_tf32, resolve_device
 from ..runtime.memory import in_batches
 from ..types import Embeddings, Face
 
@@ -22,7 +22,7 @@ _BATCH = 32  # faces per forward: 112-px faces are small, and a GPU is filled
 
 
 class IdentityRecogniser:
-    """A recogniser network with its alignment: faces -> L2-normalised embeddings, always in float32.
+    """A recogniser network with its alignment: faces -> L2-normalised embeddings, always in float32 (TF32 off).
 
     ``network(x)`` takes ArcFace crops [N,3,112,112] RGB in [-1,1] and returns [N,D]. ``name`` goes into the
     Embeddings, so that vectors of different networks are never compared.
@@ -74,7 +74,7 @@ class IdentityRecogniser:
         vectors: dict[int, Tensor] = {}
 
         def step(start: int, stop: int) -> None:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), cuda_tf32(False):
                 x = crop(pixels[start:stop].to(self.device, torch.float32))
                 vectors[start] = F.normalize(self.network(x * 2 - 1), dim=1)
 

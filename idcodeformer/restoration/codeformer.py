@@ -1,6 +1,7 @@
 """Crops -> restored crops, in batches sized to memory."""
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Sequence
 
@@ -38,6 +39,7 @@ class CodeFormerRestorer:
         self.network = network.to(self.device).eval()
         self._engine = accelerate(self.network, self.device, precision, in_place)
         self.precision = self._engine.precision
+        self._exact: CodeFormerRestorer | None = None
 
     @property
     def config(self) -> CodeFormerConfig:
@@ -77,6 +79,14 @@ class CodeFormerRestorer:
             if not 0 <= w <= 1:
                 raise BadOption(f"w is {w}; it must lie between 0 and 1.")
         return self._restore(pixels, list(ws), options or RestoreOptions(), progress)
+
+    def exact(self) -> CodeFormerRestorer | None:
+        """The same network in fp32, for faces that overflow lower precisions; None where this restorer is that."""
+        if self.precision == "fp32":
+            return None
+        if self._exact is None:
+            self._exact = CodeFormerRestorer(copy.deepcopy(self.network).float(), self.device, "fp32")
+        return self._exact
 
     @property
     def decoder(self) -> CodeFormer:

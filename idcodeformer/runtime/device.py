@@ -1,6 +1,9 @@
 """Where tensors live: one rule for every ``device=`` argument of the package."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ..errors import NoDevice
@@ -31,3 +34,15 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
     if wanted.type == "mps" and not torch.backends.mps.is_available():
         raise NoDevice("MPS was asked for, but this torch has none here; use device cpu.")
     return wanted
+
+
+@contextmanager
+def cuda_tf32(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may round float32 convolutions and products, for the length of a block; the flags are put back."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before

@@ -97,7 +97,7 @@ def defaults(node: type) -> dict[str, Any]:
 def run(pack: SimpleNamespace) -> Callable[..., tuple]:
     """Run a node with its defaults but for what is given; the result tuple, whatever else it shows."""
 
-    def call(name: str, **values: Any) -> tuple:
+    def call(name: str, /, **values: Any) -> tuple:
         node = getattr(pack.nodes, name)
         result = getattr(node(), node.FUNCTION)(**{**defaults(node), **values})
         return result["result"] if isinstance(result, dict) else result

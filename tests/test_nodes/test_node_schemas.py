@@ -18,7 +18,7 @@ FOREVER = {
     "IDCodeFormerLoader": ["model_name", "precision", "recogniser"],
     "IDCodeFormerDetectFaces": [
         "image", "detector", "confidence", "min_eye_distance", "max_faces", "order", "keep", "indices",
-        "min_similarity", "mask", "reference", "model",
+        "min_similarity", "mask", "reference", "model", "person",
     ],
     "IDCodeFormerRestoreFaces": [
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
@@ -28,12 +28,14 @@ FOREVER = {
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
     ],
+    "IDCodeFormerPerson": ["name", "file", "recogniser", "save_as", "photos", "people"],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
     "IDCodeFormerDetectFaces": ("FACES", "INT", "IMAGE", "MASK", "IMAGE"),
     "IDCodeFormerRestoreFaces": ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING"),
     "IDCodeFormerIdentityScore": ("FLOAT", "FLOAT", "BOOLEAN", "STRING", "IMAGE"),
+    "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
 }
 
 

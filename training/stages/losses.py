@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idcodeformer.geometry.templates import arcface_crop
+from idcodeformer.runtime.device import cuda_tf32
 
 from ..data.sampling import Positions, noise, uniform
 from ..processes import mean as mean_over_processes
@@ -84,8 +85,9 @@ class IdentityLoss(nn.Module):
     """1 - cosine between the embeddings of the restored face and of the truth, averaged over frozen recognisers.
 
     The face is cropped to the ArcFace template by the fixed map between the two templates (never the whole frame), in
-    RGB, [-1,1], anti-aliased, with gradients through the crop. The recognisers run in fp32 and in eval mode whatever
-    the surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson et al. 2021 (pSp) for the loss.
+    RGB, [-1,1], anti-aliased, with gradients through the crop. The recognisers run in fp32 (the forward pass without
+    TF32) and in eval mode whatever the surrounding precision. Deng et al. 2019 (ArcFace) for the embedding, Richardson
+    et al. 2021 (pSp) for the loss.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class IdentityLoss(nn.Module):
             offset = (uniform(positions, self.seed, "jitter", 2).t() * 2 - 1) * self.jitter  # px of the 112 crop
         if self.blur and positions is not None:
             sigma = uniform(positions, self.seed, "blur", 1)[0] * self.blur
-        with torch.autocast(restored.device.type, enabled=False):
+        with torch.autocast(restored.device.type, enabled=False), cuda_tf32(False):
             crop = self._crop(restored, offset, sigma)
             if self.noise and positions is not None:
                 grain = noise(positions, self.seed, self.noise, tuple(crop.shape[1:])).to(crop.device)

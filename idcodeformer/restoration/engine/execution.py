@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import BadOption
 from ...networks.codeformer import CodeFormer, CodeState, adain_codes
-from ...runtime.device import resolve_device
+from ...runtime.device import cuda_tf32, resolve_device
 from .strip_blocks import Map, RunFuse, compile_blocks
 from .strips import Scratch, as_rows, cpu_has_bf16
 
@@ -236,7 +236,7 @@ class ModuleEngine(Engine):
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodeState:
         x = x.to(self.device, torch.float32, memory_format=torch.channels_last)
-        with _cuda_tf32(self.tf32):
+        with cuda_tf32(self.tf32):
             return self._network.encode(x)
 
     @torch.inference_mode()
@@ -249,15 +249,3 @@ class ModuleEngine(Engine):
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype, memory_format=torch.channels_last)
-
-
-@contextmanager
-def _cuda_tf32(allowed: bool) -> Iterator[None]:
-    """Whether CUDA may round float32 convolutions and products, for the length of a block; the flags are put back."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
