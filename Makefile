@@ -7,13 +7,16 @@ else
 VPYTHON := $(VENV)/bin/python
 endif
 
-.PHONY: demo test lint setup setup-dev clean
+.PHONY: demo test fuzz lint setup setup-dev clean
 
 demo: setup
 	$(VPYTHON) -m idcodeformer demo
 
 test: setup-dev
 	$(VPYTHON) -m pytest $(ARGS)
+
+fuzz: setup-dev
+	$(VPYTHON) -m tests.fuzz.harness $(ARGS)
 
 lint: setup-dev
 	$(VPYTHON) -m ruff check .

@@ -26,6 +26,14 @@ class DownloadError(IDCodeFormerError):
     """No network, or the server refused. The message names file, URL and destination folder."""
 
 
+class MissingPackage(IDCodeFormerError):
+    """An optional package is not installed; the message says which to install."""
+
+
+class BadClip(IDCodeFormerError):
+    """A file is not a clip that can be restored, or a clip cannot be written."""
+
+
 class BadImage(IDCodeFormerError):
     """A file or a tensor is not a picture that can be restored."""
 

@@ -62,6 +62,10 @@ class Frames:
             digest.update(raw.numpy())
         return digest.hexdigest()
 
+    def digests(self, start: int, stop: int) -> list[str]:
+        """Of each of these frames."""
+        return [Frames(frame[None]).digest() for frame in self.source[start:stop]]
+
     def extra(self, start: int, stop: int) -> Tensor:
         """[n,H,W,C'] float32: alpha and whatever else came along beside the colours."""
         channels = self.source.shape[-1]

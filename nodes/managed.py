@@ -15,6 +15,7 @@ from torch import nn
 
 from ..idcodeformer.errors import BadOption
 from . import folders, host
+from .held import Held, HeldStates
 
 if TYPE_CHECKING:
     from ..idcodeformer.compositing.parsing import FaceParser
@@ -28,42 +29,56 @@ NO_RECOGNISER = "none"
 
 
 class _Shelf(nn.Module):
-    """Holds a network for the host, which writes attributes of its own onto the module that it manages."""
+    """Holds a network for the host, which writes attributes of its own onto the module that it manages.
 
-    def __init__(self, network: nn.Module):
+    ``left`` is called when the host has moved the network away from ``device``.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, left: Callable[[], None] | None):
         super().__init__()
         self.network = network
+        self._device, self._left = device, left
+
+    def to(self, *args: Any, **kwargs: Any) -> "_Shelf":
+        moved = super().to(*args, **kwargs)
+        if self._left is not None and not lies_on(self.network, self._device):
+            self._left()
+        return moved
+
+
+def lies_on(network: nn.Module, device: torch.device) -> bool:
+    """Whether every weight of ``network`` does."""
+
+    def same(a: torch.device, b: torch.device) -> bool:
+        return a.type == b.type and (a.index or 0) == (b.index or 0)
+
+    return all(same(p.device, device) for p in (*network.parameters(), *network.buffers()))
 
 
 class Managed:
     """One network under ComfyUI's model management."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, left: Callable[[], None] | None = None):
         self.network = network
         self.device = host.compute_device()
-        self.patcher = self._make_patcher()
+        self.patcher = self._make_patcher(left)
         this = weakref.ref(self)  # a cycle would keep the weights until the garbage collector runs
         network.register_forward_pre_hook(lambda *_: _fetch(this))
 
-    def _make_patcher(self) -> Any:
+    def _make_patcher(self, left: Callable[[], None] | None) -> Any:
         try:
             from comfy.model_management import unet_offload_device
             from comfy.model_patcher import ModelPatcher
         except ImportError as error:
             _log.warning("ID-CodeFormer moves its networks by itself: this ComfyUI has no ModelPatcher (%s).", error)
             return None
-        return ModelPatcher(_Shelf(self.network), load_device=self.device, offload_device=unet_offload_device())
+        shelf = _Shelf(self.network, self.device, left)
+        return ModelPatcher(shelf, load_device=self.device, offload_device=unet_offload_device())
 
     def fetch(self) -> None:
         """Bring the network to the compute device if the host has moved it, or a part of it, away meanwhile."""
-        if not self._is_there():
+        if not lies_on(self.network, self.device):
             self.network.to(self.device)
-
-    def _is_there(self) -> bool:
-        def same(a: torch.device, b: torch.device) -> bool:
-            return a.type == b.type and (a.index or 0) == (b.index or 0)
-
-        return all(same(p.device, self.device) for p in (*self.network.parameters(), *self.network.buffers()))
 
 
 def _fetch(this: weakref.ref[Managed]) -> None:
@@ -76,12 +91,14 @@ class Part:
     """One tool of a run (detector, recogniser, ...): built once, its network under the host's management.
 
     ``build`` makes the tool of the core; it is called when the network first lies on the compute device. ``network`` is
-    None for what runs outside torch, whose memory the host cannot see.
+    None for what runs outside torch, whose memory the host cannot see. ``left``: see _Shelf.
     """
 
-    def __init__(self, network: nn.Module | None, build: Callable[[], Any]):
+    def __init__(
+        self, network: nn.Module | None, build: Callable[[], Any], left: Callable[[], None] | None = None
+    ):  # fmt: skip
         self._build, self._tool = build, None
-        self.managed = None if network is None else Managed(network)
+        self.managed = None if network is None else Managed(network, left)
 
     def ready(self) -> Any:
         """The tool, its network in place. Call ``load_together`` before, with all parts of the run."""
@@ -122,8 +139,9 @@ class IDCodeFormerModel:
         self.config = network.config
         if device.type != "cpu":  # now, so that the host counts the bytes that there are
             mixed(network, self.precision)
-        precise = self.precision  # a lambda that holds ``self`` would be a cycle
-        self.restorer = Part(network, lambda: _restorer(network, device, precise))
+        precise, held = self.precision, Held()  # a lambda that holds ``self`` would be a cycle
+        self.held = held
+        self.restorer = Part(network, lambda: _restorer(network, device, precise, held), held.clear)
         self.recogniser = None if recogniser_name == NO_RECOGNISER else recogniser_part(recogniser_name)
         self._parser: Part | None = None
         self._detector: Part | None = None
@@ -203,10 +221,12 @@ def detector_part(name: str) -> Part:
     return Part(network, lambda: _retinaface(network))
 
 
-def _restorer(network: Any, device: torch.device, precision: Any) -> CodeFormerRestorer:
+def _restorer(network: Any, device: torch.device, precision: Any, held: Held) -> CodeFormerRestorer:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
 
-    return CodeFormerRestorer(network, device, precision, in_place=True)
+    restorer = CodeFormerRestorer(network, device, precision, in_place=True)
+    restorer.states = HeldStates(held)
+    return restorer
 
 
 def _recogniser(network: nn.Module, name: str) -> IdentityRecogniser:

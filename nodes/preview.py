@@ -1,7 +1,7 @@
 """What the user sees while faces are restored: one bar over all stages, and the face in work before and after."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
     from .managed import Part
 
-# Share of the bar each stage ends at, by where the time goes on a CPU; on a GPU it is over before one looks.
-_STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "pasting": (0.8, 1.0)}
+# Share of the bar each stage begins and ends at, by where the time goes on a CPU; a GPU is done before one looks.
+_STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "guiding": (0.8, 0.95), "pasting": (0.95, 1.0)}
 
 
 class StagedProgress:
@@ -41,22 +41,29 @@ class PreviewingRestorer:
     def __init__(self, part: Part, progress: StagedProgress):
         self._part, self._progress = part, progress
         self.restorer: CodeFormerRestorer = part.ready()
-        self.size, self.device = self.restorer.size, self.restorer.device
+
+    def __getattr__(self, name: str) -> Any:
+        """``size``, ``device``, ``config``, ``encode``, ``decoder`` and so on are the restorer's own."""
+        return getattr(self.restorer, name)
 
     def __call__(
-        self, pixels: Tensor, options: RestoreOptions | None = None, progress: Progress | None = None
+        self,
+        pixels: Tensor,
+        options: RestoreOptions | None = None,
+        progress: Progress | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
         """As CodeFormerRestorer; the given ``progress`` is replaced by one that carries pictures."""
         from ..idcodeformer.runtime.memory import faces_per_batch
 
         options = options or RestoreOptions()
-        restorer = self._part.ready()  # its engine calls no forward, so no hook brings weights back
-        step = options.batch_size or faces_per_batch(restorer.config, self.device)
+        step = options.batch_size or faces_per_batch(self.restorer.config, self.device)
         done: list[Tensor] = []
         for start in range(0, len(pixels), step):
             part = pixels[start : start + step]
             self._progress(start, len(pixels), "restoring", torch.cat([part[0], part[0]], 2) if not done else None)
-            restored = restorer(part, options)
+            restorer = self._part.ready()  # its engine calls no forward, so no hook brings weights back
+            restored = restorer(part, options, w=None if w is None else w[start : start + step])
             done.append(restored)
             self._progress(start + len(part), len(pixels), "restoring", torch.cat([part[-1], restored[-1]], 2))
         return torch.cat(done)

@@ -1,14 +1,15 @@
 """Restore Faces."""
 from __future__ import annotations
 
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Iterator
 
 from torch import Tensor
 
-from ..idcodeformer.errors import BadImage, BadOption
+from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
 from ..idcodeformer.types import RestoreOptions
 from . import convert, faces, host, report, stream
-from .managed import IDCodeFormerModel, load_together, model_of
+from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, load_together, model_of
 from .preview import PreviewingRestorer, StagedProgress
 from .upscale import upscaler_of
 
@@ -138,7 +139,7 @@ class RestoreFaces:
         )  # fmt: skip
         frames = convert.frames_of(image)
         _need_recogniser(model_of(model), min_identity, reference)
-        with host.work(), upscaler_of(upscale_model) as upscaler:
+        with _giving_up(model), host.work(), upscaler_of(upscale_model) as upscaler:
             done = _run(model, frames, options, paste_classes, faces, mask, reference, upscaler)
         if when_no_face == "error" and not done.found and not done.masked:
             raise BadImage(
@@ -160,10 +161,21 @@ def _need_recogniser(model: IDCodeFormerModel, min_identity: float, reference: A
         )
 
 
+@contextmanager
+def _giving_up(model: IDCodeFormerModel) -> Iterator[None]:
+    """Drop what is held where memory runs out, so that the next try has more."""
+    try:
+        yield
+    except (OutOfMemory, host.out_of_memory()):
+        model.held.clear()
+        raise
+
+
 def _run(model, frames, options, paste_classes, given, mask, reference, upscaler) -> stream.Restored:
     """Everything that computes: the pipeline with the model's parts, over all frames."""
-    from ..idcodeformer.pipeline import FacePipeline
+    from .holding import HoldingPipeline, HoldingRecogniser
 
+    model.held.make_room(host.compute_device())
     found = faces.faces_of(given, frames)
     masks = convert.masks_for(mask, frames)
     photos = None if reference is None else convert.frames_of(reference, "reference")
@@ -173,7 +185,9 @@ def _run(model, frames, options, paste_classes, given, mask, reference, upscaler
     load_together(parts, model.memory(_FACES_AT_ONCE))
     progress = StagedProgress(host.Progress(100))
     tools = [None if part is None else part.ready() for part in parts[1:]]
-    pipeline = FacePipeline(PreviewingRestorer(model.restorer, progress), *tools)
+    if tools[1] is not None and host.compute_device().type == "cpu":  # on a card embedding costs less than a digest
+        tools[1] = HoldingRecogniser(tools[1], model.held)
+    pipeline = HoldingPipeline(model.held, BUILT_IN_DETECTOR, PreviewingRestorer(model.restorer, progress), *tools)
     person = None if photos is None else faces.person_in(photos, tools[0], tools[1])
     return stream.restore(pipeline, frames, options, found, masks, person, upscaler, progress)
 

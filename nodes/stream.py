@@ -10,7 +10,7 @@ from ..idcodeformer.types import Crops, Embeddings, FaceReport, Faces, Restorati
 from . import convert
 
 if TYPE_CHECKING:
-    from ..idcodeformer.pipeline import FacePipeline
+    from .holding import HoldingPipeline
     from .preview import StagedProgress
 
 
@@ -28,7 +28,7 @@ class Restored:
 
 
 def restore(
-    pipeline: FacePipeline,
+    pipeline: HoldingPipeline,
     frames: convert.Frames,
     options: RestoreOptions,
     found: Sequence[Faces] | None,
@@ -51,6 +51,7 @@ def restore(
             if here is None and found is not None:
                 here = found[start + a : start + b]
             limits = None if mask is None else list(mask[a:b])
+            pipeline.frames = [] if black else frames.digests(start + a, start + b)
             result = pipeline(
                 frames.part(start + a, start + b), options, faces=here, masks=limits, references=person,
                 upscaler=upscaler, progress=progress,

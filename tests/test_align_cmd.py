@@ -176,7 +176,7 @@ def test_nothing_to_align_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         align_folder(tmp_path / "absent", tmp_path / "out", OPTIONS)
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="No picture"):
+    with pytest.raises(DataError, match="holds no picture"):
         align_folder(tmp_path / "in", tmp_path / "out", OPTIONS)
 
 

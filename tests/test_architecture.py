@@ -14,7 +14,8 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
 WEBUI = [*sorted((ROOT / "sdwebui").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Imported only inside the functions that need them.
-HEAVY = {"cv2", "PIL", "facexlib", "onnx", "onnxruntime", "insightface", "torchvision", "spandrel", "tqdm", "scipy"}
+HEAVY = {"cv2", "PIL", "facexlib", "onnx", "onnxruntime", "insightface", "torchvision", "spandrel", "tqdm", "scipy",
+         "av"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution"}
 WEBUIS = {"modules", "modules_forge", "backend", "ldm_patched", "launch", "gradio", "fastapi", "pydantic"}
 HOST = COMFYUI | WEBUIS
@@ -27,7 +28,7 @@ LAYERS = [
     {"detection", "identity", "restoration"},
     {"compositing", "report", "guidance"},
     {"pipeline"},
-    {"batch"},
+    {"batch", "video"},
     {"cli", "__main__"},
 ]
 

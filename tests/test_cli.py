@@ -355,3 +355,62 @@ def test_a_side_that_the_format_cannot_hold_is_told_before_any_work(
     Image.new("RGB", (9000, 20)).save(tmp_path / "wide.png")
     assert restore(tmp_path / "wide.png", "-o", tmp_path / "out", "--format", "webp", "-s", "2") == 1
     assert "at most 16383 px a side" in capsys.readouterr().err
+
+
+def test_detect_draws_two_pictures_of_one_stem(photos: Path, tmp_path: Path, small: Path) -> None:
+    Image.open(small).save(tmp_path / "small.jpg")
+    line = ["detect", str(tmp_path / "small.jpg"), str(small), "--draw", str(tmp_path / "d"), "--device", "cpu"]
+    assert main(line) == 0
+    assert names(tmp_path / "d") == ["small_jpg.png", "small_png.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows forbids")
+def test_control_characters_of_a_name_do_not_reach_the_terminal(
+    small: Path, tiny_recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    odd = tmp_path / "a\x1b[31m\nb\x9b.png"
+    small.rename(odd)
+    (tmp_path / "c\x1b.png").write_bytes(b"none")
+    assert main(["detect", str(odd), str(tmp_path / "c\x1b.png"), "--device", "cpu"]) == 1
+    line = ["score", str(odd), str(odd), str(tmp_path / "c\x1b.png"), "--recogniser", str(tiny_recogniser)]
+    assert main([*line, "--device", "cpu"]) == 1
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert "\x1b" not in text and "\x9b" not in text
+    assert told.out.count(r"a\x1b[31m\nb\x9b.png") == 2 and told.err.count(r"c\x1b.png") >= 2
+
+
+def test_aligned_says_what_it_leaves_out(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = (small, "-o", tmp_path / "out", "--aligned", "--compare", "--save-crops", "-s", "2")
+    assert restore(*line) == 0
+    told = capsys.readouterr().err
+    assert "--aligned writes restored crops alone: --upscale, --compare, --save-crops is left out." in told
+    assert names(tmp_path / "out") == ["restored_faces/small.png"]
+    assert Image.open(tmp_path / "out/restored_faces/small.png").size == (64, 64)
+    assert restore(small, "-o", tmp_path / "again", "--aligned") == 0
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_face_upsampling_without_an_upscaler_is_told(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert restore(small, "-o", tmp_path / "out", "--face-upsample", "-s", "2") == 0
+    assert "faces are enlarged by interpolation" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file systems of text")
+def test_a_locale_of_ascii_costs_no_picture(small: Path, tiny_restorer: Path, tmp_path: Path, root: Path) -> None:
+    file = tmp_path / "Bilder" / "Großmutter 写真.png"
+    file.parent.mkdir()
+    small.rename(file)
+    line = [sys.executable, "-m", "idcodeformer", file.parent, "-o", tmp_path / "out", "--model", tiny_restorer]
+    line += ["--recogniser", "none", "--device", "cpu", "--json", tmp_path / "r.json"]
+    plain = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    run = subprocess.run([str(part) for part in line], cwd=root, env=os.environ | plain, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.decode("ascii").count("Gro\\udcc3\\udc9fmutter") == 2  # the bytes that ASCII does not have
+    (entry,) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["files"]
+    assert entry["input"].encode("utf-8", "surrogateescape") == os.fsencode(file) and entry["status"] == "restored"
+    assert (tmp_path / "out/final_results" / file.name).is_file()

@@ -11,8 +11,9 @@ from idcodeformer.errors import BadOption, NoDevice
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
-from idcodeformer.restoration.engine import strips
+from idcodeformer.restoration.engine import execution, strips
 from idcodeformer.restoration.engine.execution import ModuleEngine, accelerate, choose_precision
+from idcodeformer.runtime import winograd
 from training.stages.losses import IdentityLoss
 
 TINY = CodeFormerConfig(
@@ -51,13 +52,26 @@ def skip_without_bf16() -> None:
         pytest.skip("this CPU has no bf16")
 
 
-@pytest.fixture(params=["one strip", "many strips", "without oneDNN operators"])
+LAYOUTS = ["planes", "planes, many strips", "planes, two threads", "rows", "rows, many strips", "rows, without oneDNN"]
+
+
+@pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
-    """The same sums whatever the strip height and whichever operators torch has."""
-    if request.param != "one strip":
+    """The same sums however maps lie, whatever the strip height, whoever shares them, whichever operators torch has."""
+    how = request.param
+    if "planes" in how and not winograd.winograd_available():
+        pytest.skip("this torch has no NNPACK")
+    if "rows" in how:
+        monkeypatch.setattr(execution, "winograd_available", lambda: False)
+    if "many strips" in how:
         monkeypatch.setattr(strips, "STRIP_BYTES", 9000)
-    if request.param == "without oneDNN operators":
+        monkeypatch.setattr(winograd, "STRIP_BYTES", 100_000)
+    if "without oneDNN" in how:
         monkeypatch.setattr(strips, "_onednn_ops", lambda: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if "two threads" in how else before)
+    yield how
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("cfg", [TINY, ODD], ids=["tiny", "odd"])
@@ -66,10 +80,25 @@ def test_fp32_equals_the_network(cfg, w, adain, layout):
     net, x = build(cfg), faces(cfg)
     image, logits, feat = net(x, w, adain)
     got = accelerate(net, "cpu", "fp32")(x, w, adain)
-    torch.testing.assert_close(got[0], image, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(got[0], image, atol=4e-5, rtol=1e-5)
     torch.testing.assert_close(got[1], logits, atol=2e-4, rtol=1e-5)
     torch.testing.assert_close(got[2], feat, atol=2e-5, rtol=1e-5)
     assert torch.equal(got[1].argmax(2), logits.argmax(2))
+
+
+@pytest.mark.skipif(not winograd.winograd_available(), reason="this torch has no NNPACK")
+def test_convolutions_run_by_winograds_way(monkeypatch):
+    """Every 3x3 convolution of stride 1 whose map is large enough, and no other."""
+    shapes, real = set(), torch._nnpack_spatial_convolution
+
+    def spy(x, *rest):
+        shapes.add(tuple(x.shape))
+        return real(x, *rest)
+
+    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", spy)
+    accelerate(build(TINY), "cpu", "fp32")(faces(TINY), 0.7)
+    assert {shape[3] for shape in shapes} == {32}  # 16 px and less do not pay
+    assert {shape[1] for shape in shapes} == {32, 64}  # not the picture's three channels
 
 
 def test_mixed_precision_rounds_the_image_only(layout):

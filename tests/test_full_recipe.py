@@ -56,3 +56,17 @@ def test_the_cost_table_is_the_count(root: Path, stage: str) -> None:
     assert cells[1] == f"{trained:.1f} M / {frozen:.1f} M"
     total = config.steps * config.batch * cost.flops
     assert float(re.sub(r"[^0-9.e]", "", cells[6])) == pytest.approx(total, rel=0.01)
+
+
+def test_finetuning_starts_from_the_published_weights_and_fits_24_gb(root: Path) -> None:
+    config = load_config(root / "training/configs/full/finetune_id.yaml")
+    assert codeformer_config(config) == CodeFormerConfig() and config.stage == "stage3_id" and config.devices == 1
+    assert (by_name(config.init).kind, by_name(config.vqgan).kind) == ("codeformer", "vqgan")
+    assert config.loss.identity > 0 and config.loss.identity_start < config.steps // 10
+    part = config.batch // config.accumulate
+    cost = count(config)
+    bytes_ = part * cost.activations * 0.8 + 20 * sum(p.numel() for p in cost.trained) + (2 << 30)
+    assert bytes_ < 22 * 2**30
+    said = (root / "docs/training.md").read_text()
+    assert f"{part} x {cost.activations / 2**30:.1f} GiB" in said and f"{config.steps:,} steps" in said
+    assert f"{config.steps * config.batch:,} images x {cost.flops / 1e12:.2f} TFLOP" in said

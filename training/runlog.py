@@ -28,15 +28,15 @@ class RunLog:
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
-        from tqdm import tqdm
+
+        from idcodeformer.runtime.progress import progress_bar
 
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         self.rows = folder / "metrics.csv"
         _forget_after(self.rows, start)
         self.events = SummaryWriter(str(folder / "events"), purge_step=start + 1)
         self.text = open(folder / "log.txt", "a", buffering=1, encoding="utf-8")
-        pause = 2.0 if sys.stderr.isatty() else 30.0  # s; a file would fill with bars
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=pause)
+        self.bar = progress_bar(steps, "step", done=start)
         self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {start} of {steps}, torch {torch.__version__}")
 
     def write(self, line: str) -> None:

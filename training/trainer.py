@@ -21,7 +21,7 @@ from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
 from .stages.losses import hinge_discriminator
 from .validation import restore_samples, training_data, validate, validation_set
-from .weights import move
+from .weights import move, split
 
 __all__ = ["EMA", "NotFinite", "Trainer", "learning_rate"]
 
@@ -165,9 +165,8 @@ class Trainer:
         self._follow_jumps()
         if discriminator is not None:
             discriminator.requires_grad_(False)
-        out = self.wrapped(batch, step)
         self.optimiser.zero_grad(set_to_none=True)
-        self.fabric.backward(out["total"])
+        out = self._gradients(batch, step)
         watched = [out["total"]]
         if config.optim.clip:
             extra["grad_norm"] = self.fabric.clip_gradients(
@@ -182,6 +181,21 @@ class Trainer:
             out["d"] = self._step_discriminator(discriminator, batch, image, step)
         self.ema.update(self.stage.net, step)
         return {**extra, **out}
+
+    def _gradients(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        """The gradient of the batch's mean loss, part after part; returns means of the terms, and all images."""
+        parts = split(batch, self.config.accumulate)
+        outs: list[dict[str, Any]] = []
+        for part in parts:
+            last = part is parts[-1]
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
+                out = self.wrapped(part, step)
+                self.fabric.backward(out["total"] / len(parts))
+            outs.append({name: value.detach() for name, value in out.items()})
+        if len(outs) == 1:
+            return outs[0]
+        joined = {name: torch.stack([out[name] for out in outs]).mean(0) for name in outs[0] if name != "image"}
+        return joined | ({"image": torch.cat([out["image"] for out in outs])} if "image" in outs[0] else {})
 
     @torch.no_grad()
     def _follow_jumps(self) -> None:
@@ -201,17 +215,23 @@ class Trainer:
     def _step_discriminator(self, discriminator: nn.Module, batch: dict[str, Any], image: Tensor, step: int) -> Tensor:
         assert self.wrapped_d is not None and self.optimiser_d is not None
         discriminator.requires_grad_(True)
-        # apart: batch norm over both would tell them by their share of the statistics, which the generator's step lacks
-        real, fake = self.wrapped_d(to_unit(batch["truth"], image.device)), self.wrapped_d(image)
-        loss = hinge_discriminator(real.float(), fake.float())
         self.optimiser_d.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        parts = split({"truth": batch["truth"], "image": image}, self.config.accumulate)
+        loss = image.new_zeros(())
+        for part in parts:
+            with self.fabric.no_backward_sync(self.wrapped_d, enabled=part is not parts[-1]):
+                # apart: batch norm over both would tell them by their share of the statistics, which the generator's
+                # step lacks
+                real = self.wrapped_d(to_unit(part["truth"], image.device))
+                share = hinge_discriminator(real.float(), self.wrapped_d(part["image"]).float()) / len(parts)
+                self.fabric.backward(share)
+            loss = loss + share.detach()
         if self.config.optim_d.clip:
             self.fabric.clip_gradients(
                 discriminator, self.optimiser_d, max_norm=self.config.optim_d.clip, error_if_nonfinite=False
             )
         self.optimiser_d.step()
-        return loss.detach()
+        return loss
 
     # ------------------------------------------------------------------ the run
     def run(self, until: int | None = None) -> Path:

@@ -60,3 +60,14 @@ def move(batch: dict, device: torch.device) -> dict:
     if isinstance(batch.get("position"), Tensor):
         batch = {**batch, "position": batch["position"].tolist()}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def split(batch: dict, parts: int) -> list[dict]:
+    """The batch in ``parts`` of equally many images, in order; what is neither tensor nor list goes to each."""
+    if parts == 1:
+        return [batch]
+    count = len(batch["truth"]) // parts
+    return [
+        {k: v[i * count : (i + 1) * count] if isinstance(v, (Tensor, list)) else v for k, v in batch.items()}
+        for i in range(parts)
+    ]

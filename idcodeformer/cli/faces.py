@@ -7,33 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadImage, BadOption, IDCodeFormerError
-from ..files.reading import Picture, find_pictures, read
+from ..files.finding import look_through
+from ..files.reading import Picture, read
 from ..files.writing import write
 from ..types import DetectOptions, Detector, Embeddings
+from .telling import note, printable
 
 
 def run_detect(args: argparse.Namespace) -> int:
     """Print the faces of every picture; exit code 1 where a file could not be read."""
     from ..detection import load_detector
-    from .restore import check_report, detect_options_of, named, write_json
+    from .restore import check_report, detect_options_of, named, plan_targets, write_json
 
     options = detect_options_of(args)
-    inputs = find_pictures(named(args), args.recursive)
+    listed = look_through(named(args), args.recursive)
+    for file, why in listed.unread:
+        note(f"not read: {file}: {why}")
     check_report(args)
     detector = load_detector(args.detector, args.device)
     found: list[dict[str, Any]] = []
-    for path, relative in inputs:
-        found.append(_detect(path, relative, detector, options, args))
+    for path, target in plan_targets(listed.pictures):
+        found.append(_detect(path, target, detector, options, args))
     if args.json:
         write_json(args.json, found, args)
     failed = [entry for entry in found if entry["error"]]
     for entry in failed:
-        print(f"failed: {entry['error']}", file=sys.stderr)
+        note(f"failed: {entry['error']}")
     return 1 if failed else 0
 
 
 def _detect(
-    path: Path, relative: Path, detector: Detector, options: DetectOptions, args: argparse.Namespace
+    path: Path, target: Path, detector: Detector, options: DetectOptions, args: argparse.Namespace
 ) -> dict[str, Any]:
     from ..detection.selection import select
     from ..files.drawing import marked
@@ -45,7 +49,7 @@ def _detect(
         faces = select(detector(list(picture), options)[0], options, tuple(picture.shape[-2:])).faces
         if args.draw:
             marks = Picture(marked(picture[0], faces)[None])
-            write(Path(args.draw) / relative.with_suffix(".png"), marks, args.overwrite)
+            write(Path(args.draw) / target.with_name(f"{target.name}.png"), marks, args.overwrite)
     except IDCodeFormerError as error:
         entry["error"] = str(error)
         return entry
@@ -59,7 +63,7 @@ def _detect(
 
 def _print_faces(entry: dict[str, Any], stream) -> None:
     count = len(entry["faces"])
-    print(f"{entry['input']}: {count or 'no'} face{'s' * (count != 1)}", file=stream)
+    print(printable(f"{entry['input']}: {count or 'no'} face{'s' * (count != 1)}"), file=stream)
     for number, face in enumerate(entry["faces"]):
         x0, y0, x1, y1 = face["box"]
         print(f"  {number}: score {face['score']:.3f}, box {x0:.1f},{y0:.1f} to {x1:.1f},{y1:.1f} px", file=stream)
@@ -82,11 +86,11 @@ def run_score(args: argparse.Namespace) -> int:
     stream = sys.stderr if args.json == "-" else sys.stdout
     for line in lines:
         if line["error"]:
-            print(f"failed: {line['error']}", file=sys.stderr)
+            note(f"failed: {line['error']}")
             continue
         verdict = "same person" if line["same"] else "another person"
         others = f" (of {len(line['scores'])} faces)" if len(line["scores"]) > 1 else ""
-        print(f"{line['best']:.4f}  {verdict}  {line['candidate']}{others}", file=stream)
+        print(printable(f"{line['best']:.4f}  {verdict}  {line['candidate']}{others}"), file=stream)
     if args.json:
         report = {"reference": args.reference, "recogniser": recogniser.name, "threshold": args.threshold}
         write_json(args.json, report | {"candidates": lines}, args)

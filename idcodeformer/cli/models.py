@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import time
 from pathlib import Path
 
-from ..errors import CorruptWeights, MissingWeights, UnsupportedWeights
+from ..errors import BadOption, CorruptWeights, MissingWeights, UnsupportedWeights
+from ..runtime.progress import ByteProgress
 
 
 def add_models_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -35,6 +33,13 @@ def add_models_parser(subparsers: argparse._SubParsersAction) -> argparse.Argume
     convert.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file")
     convert.add_argument("--fp16", action="store_true", help="store weights in half precision")
     convert.set_defaults(handler=convert_model)
+    mixed = command("blend", blend_models, "Write the weights between two trainings of one network, or beyond.")
+    mixed.add_argument("first", metavar="A", help="name or file: strength 0, e.g. mini_codeformer")
+    mixed.add_argument("second", metavar="B", help="name or file: strength 1, e.g. mini_id_codeformer")
+    mixed.add_argument("strength", type=float, help="from A (0) to B (1); 1.5 goes beyond B by half the way")
+    mixed.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file")
+    mixed.add_argument("--fp16", action="store_true", help="store weights in half precision")
+    mixed.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
@@ -79,11 +84,8 @@ def download_models(args: argparse.Namespace) -> int:
         size = weight.archive.bytes if weight.archive else weight.bytes
         print(f"{weight.name}: {weight.file}, {size_text(size)}, from {weight.source or 'this package'}")
         print(f"  licence: {weight.terms}", flush=True)
-        bar = Bar()
-        try:
-            path = store.download(weight.name, args.to, bar)
-        finally:
-            bar.close()
+        with ByteProgress() as progress:
+            path = store.download(weight.name, args.to, progress)
         print(f"  {describe(store.verify(path, weight))}")
     return 0
 
@@ -136,6 +138,28 @@ def convert_model(args: argparse.Namespace) -> int:
     return 0
 
 
+def blend_models(args: argparse.Namespace) -> int:
+    """A + strength (B - A), as a file of its own that says what it was made of."""
+    import torch
+
+    from ..weights import loading, store
+    from ..weights.blending import blend
+
+    if args.target.suffix != ".safetensors":
+        raise UnsupportedWeights(f"{args.target}: only .safetensors is written; give the file that ending.")
+    if args.target.exists() and not args.overwrite:
+        raise BadOption(f"{args.target} exists already; add --overwrite, or choose another name.")
+    first, second = (store.find(name, "restorer") for name in (args.first, args.second))
+    if args.target.exists() and any(args.target.samefile(source) for source in (first, second)):
+        raise BadOption(f"{args.target} is one of the inputs; choose another name.")
+    module, texts = blend(first, second, args.strength)
+    loading.save(module, args.target, {"name": args.target.stem, **texts}, torch.float16 if args.fp16 else None)
+    size = size_text(args.target.stat().st_size)
+    print(f"{args.target}: {first.stem} + {args.strength:g} ({second.stem} - {first.stem}), {size}")
+    print(f"terms: {texts['licence']}")
+    return 0
+
+
 def size_text(size: int | None) -> str:
     """Bytes as people read them (1 MB = 10^6 bytes)."""
     if size is None:
@@ -148,36 +172,3 @@ def print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-class Bar:
-    """A progress bar on standard error; where that is no terminal, one line per tenth."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.first: int | None = None
-        self.last = -1.0
-        self.live = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """``done`` of ``total`` bytes of ``what``; total 0 = unknown."""
-        now = time.monotonic()
-        self.first = done if self.first is None else self.first
-        share = done / total if total else 0.0
-        step = now if self.live else (10 * share) // 1
-        if done < total and step - self.last < (0.1 if self.live else 1):
-            return
-        self.last = step
-        rate = (done - self.first) / max(now - self.started, 1e-3)
-        left = f", {max(total - done, 0) / rate:.0f} s left" if total and rate > 0 else ""
-        text = f"{what} {share:4.0%} {size_text(done)} of {size_text(total or None)}, {size_text(int(rate))}/s{left}"
-        if self.live:
-            width = max(10, min(40, shutil.get_terminal_size().columns - len(text) - 4))
-            filled = round(width * share)
-            text = f"\r[{'#' * filled}{'.' * (width - filled)}] {text}\x1b[K"
-        print(text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """End the line."""
-        if self.live and self.first is not None:
-            print(file=sys.stderr)

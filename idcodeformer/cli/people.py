@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from ..identity.people import People, load_people, save_people
+from .telling import printable
 
 
 def run_people(args: argparse.Namespace) -> int:
@@ -37,8 +38,9 @@ def summary(people: People) -> dict:
 def _tell(people: People, args: argparse.Namespace, stream) -> None:
     for person in people.persons:
         count = len(person.photos)
-        print(f"{person.name}: {count} photo{'s' * (count != 1)}", file=stream)
+        print(printable(f"{person.name}: {count} photo{'s' * (count != 1)}"), file=stream)
     for doubt in people.doubts:
-        print(f"  {'doubtful' if doubt.kept else 'left out'}: {doubt.photo}: {doubt.reason}", file=stream)
+        told = "doubtful" if doubt.kept else "left out"
+        print(printable(f"  {told}: {doubt.photo}: {doubt.reason}"), file=stream)
     if args.output:
         print(f"{len(people)} people -> {args.output}", file=stream)

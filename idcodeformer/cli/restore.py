@@ -17,7 +17,9 @@ from ..files.finding import look_through
 from ..files.run_report import RunReport, check_target, to_json
 from ..files.writing import clear_partials, make_folder, write_bytes
 from ..guidance.optimise import GuidanceOptions
+from ..runtime.progress import progress_bar
 from ..types import DetectOptions, RestoreOptions
+from .telling import note, printable
 
 
 def run_restore(args: argparse.Namespace) -> int:
@@ -162,11 +164,6 @@ def _told(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in ("handler", "command")}
 
 
-def note(text: str) -> None:
-    """Tell the person at the terminal; standard output stays for results."""
-    print(text, file=sys.stderr)
-
-
 def detect_options_of(args: argparse.Namespace) -> DetectOptions:
     for name, value in (("max-faces", args.max_faces), ("min-eye-distance", args.min_eye_distance)):
         if value < 0:
@@ -216,10 +213,8 @@ def _key(path: Path) -> str:
 
 def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outcome], args: argparse.Namespace,
           report: RunReport | None = None) -> None:
-    from tqdm import tqdm
-
     layout = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} files [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
-    with tqdm(total=len(targets), unit="file", bar_format=layout, disable=None, file=sys.stderr) as bar:
+    with progress_bar(len(targets), "file", bar_format=layout, disable=None) as bar:
         for number, (path, target) in enumerate(targets):
             outcome = job.attempt(path, target, _face_progress(bar, number))
             outcomes.append(outcome)
@@ -227,7 +222,7 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
                 report.add(outcome.entry())
             bar.update(number + 1 - bar.n)
             stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
-            tqdm.write(printable(describe(outcome)), file=stream)
+            bar.write(printable(describe(outcome)), file=stream)
 
 
 def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
@@ -237,11 +232,6 @@ def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
             bar.update(number + 0.95 * done / total - bar.n)
 
     return progress
-
-
-def printable(line: str) -> str:
-    """``line`` with control characters escaped: a file name may hold line breaks and terminal commands."""
-    return "".join(c if ord(c) >= 32 and ord(c) != 127 else c.encode("unicode_escape").decode() for c in line)
 
 
 def describe(outcome: Outcome) -> str:

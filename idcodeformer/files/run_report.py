@@ -62,17 +62,26 @@ def read_report(path: Path) -> list[dict[str, Any]]:
 
     Raises BadImage where the file is something else.
     """
+    other = BadImage(f"{path} is no report of this command; name another file.")
     text = path.read_bytes().decode("utf-8", "replace")
     while True:
         try:
             entries = json.loads(text)["files"]
             break
+        except RecursionError:
+            raise other from None
         except (ValueError, KeyError, TypeError):
             cut = text.rstrip("]}\n ,").rfind("\n{")
             if '"files": [' not in text[: max(cut, 0)]:
-                raise BadImage(f"{path} is no report of this command; name another file.") from None
+                raise other from None
             text = text[:cut].rstrip(",\n") + "\n]}"
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise other
     return _last_of_each(entries)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in ("input", "output", "status"))
 
 
 def _last_of_each(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ def read_people(path: str | Path) -> People:
             for n, entry in enumerate(entries)
         )  # fmt: skip
         return People(persons, texts["recogniser"], texts["recogniser_sha256"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnsupportedWeights(f"{path} is damaged ({error}); make it again from the photos.") from error
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Sequence
+from typing import Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from ..types import Progress, RestoreOptions
 from .engine.execution import Precision, accelerate
 
 
+class StateStore(Protocol):
+    """Keeps what was encoded; it decides how much, and for how long."""
+
+    def get(self, pixels: Tensor) -> CodeState | None:
+        """The state of one crop [1,3,S,S] in [0,1], of batch size 1, or None where it is not kept."""
+        ...
+
+    def put(self, pixels: Tensor, state: CodeState) -> None:
+        """Offer the state of one crop."""
+        ...
+
+
 class CodeFormerRestorer:
     """Restores aligned faces with a CodeFormer of any size.
 
@@ -26,6 +38,7 @@ class CodeFormerRestorer:
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
     ``in_place``: beyond the CPU ``network`` itself is made mixed and run, with no copy of any weight.
+    ``states``: where it is set, a crop whose state it holds goes through neither encoder nor Transformer again.
     """
 
     def __init__(
@@ -40,6 +53,7 @@ class CodeFormerRestorer:
         self._engine = accelerate(self.network, self.device, precision, in_place)
         self.precision = self._engine.precision
         self._exact: CodeFormerRestorer | None = None
+        self.states: StateStore | None = None
 
     @property
     def config(self) -> CodeFormerConfig:
@@ -96,9 +110,21 @@ class CodeFormerRestorer:
     def encode(self, pixels: Tensor) -> CodeState:
         """Codes and encoder features of crops [N,3,S,S] in [0,1], on the restorer's device; independent of w."""
         self._check(pixels)
-        x = pixels.to(self.device, torch.float32)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            return self._engine.encode(x * 2 - 1)
+            return self._encode(pixels)
+
+    def _encode(self, pixels: Tensor) -> CodeState:
+        """From the store where it has every crop, else by the network; the store is then offered each."""
+        if self.states is None or len(pixels) == 0:
+            return self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True) * 2 - 1)
+        crops = pixels.split(1)
+        held = [state for state in map(self.states.get, crops) if state is not None]
+        if len(held) == len(crops):
+            return held[0] if len(held) == 1 else _joined(held, self.device)
+        state = self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True) * 2 - 1)
+        for number, crop in enumerate(crops):
+            self.states.put(crop, state if len(crops) == 1 else _one(state, number))
+        return state
 
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
@@ -108,9 +134,8 @@ class CodeFormerRestorer:
         batch = options.batch_size or faces_per_batch(self.config, self.device)
 
         def step(start: int, stop: int) -> None:
-            x = pixels[start:stop].to(self.device, torch.float32, non_blocking=True)
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                state = self._engine.encode(x * 2 - 1)
+                state = self._encode(pixels[start:stop])
                 for i, w in enumerate(ws):
                     each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
                     image = self._engine.decode(state, each, options.latent_match).float()
@@ -127,6 +152,19 @@ class CodeFormerRestorer:
             )
         if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
             check_images(pixels)
+
+
+def _one(state: CodeState, number: int) -> CodeState:
+    """The state of one face of a batch, which does not keep the others alive."""
+    features = {side: f[number : number + 1].clone() for side, f in state.features.items()}
+    parts = (part[number : number + 1].clone() for part in (state.logits, state.quant, state.lq_feat))
+    return CodeState(*parts, features)
+
+
+def _joined(states: Sequence[CodeState], device: torch.device) -> CodeState:
+    features = {side: torch.cat([s.features[side] for s in states]).to(device) for side in states[0].features}
+    parts = (torch.cat([getattr(s, name) for s in states]).to(device) for name in ("logits", "quant", "lq_feat"))
+    return CodeState(*parts, features)
 
 
 def _checked(w: Tensor, faces: int) -> Tensor:

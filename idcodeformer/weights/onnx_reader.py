@@ -36,9 +36,13 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CorruptWeights(f"{path} is cut off or no ONNX file: it has no graph. Download it again.")
     try:
         state = _Walk(model.graph).iresnet()
-    except _Unexpected as exc:
-        raise UnsupportedWeights(f"{path} is not an IResNet recogniser of insightface ({exc}).") from exc
+    except (_Unexpected, IndexError, KeyError, TypeError, ValueError, RuntimeError, StopIteration) as exc:
+        raise UnsupportedWeights(f"{path} is not an IResNet recogniser of insightface ({_line(exc)}).") from exc
     return state, {"architecture": "IResNet"}
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 class _Unexpected(Exception):
@@ -51,6 +55,7 @@ class _Walk:
 
     graph: Any
     state: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
 
     def __post_init__(self) -> None:
         from onnx import numpy_helper
@@ -174,7 +179,14 @@ class _Walk:
             raise _Unexpected(f"input {index} of a {node.op_type} is not a stored tensor")
         return self.values[name].float()
 
+    def _step(self) -> None:
+        """A graph may lead back to itself, and then the walk would not end."""
+        self.steps += 1
+        if self.steps > 10 * len(self.graph.node) + 10:
+            raise _Unexpected("the graph runs in a circle")
+
     def _one(self, at: str) -> Any:
+        self._step()
         nodes = [n for n in self.users.get(at, []) if n.op_type != "Shape"]  # a Reshape may compute its target size
         if len(nodes) != 1:
             raise _Unexpected(f"{len(nodes)} branches where one is expected")
@@ -182,6 +194,7 @@ class _Walk:
 
     def _only(self, at: str, op: str) -> Any:
         """The one user of ``at`` that is an ``op``; other users may exist (the shortcut)."""
+        self._step()
         nodes = [n for n in self.users.get(at, []) if n.op_type == op]
         if len(nodes) != 1:
             raise _Unexpected(f"no single {op} where one is expected")

@@ -6,32 +6,26 @@ programs in the process have told torch to trust.
 """
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedWeights
+from .pickles import refuse_unsafe
 from .registry import by_file
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
 PREFIXES = (*CONTAINERS, "net_g_ema", "net_g", "netG", "net", "module", "_orig_mod")  # before every key, best first
 BESIDE = ("net_d", "netD", "discriminator", "loss", "perceptual")  # what a training file may hold besides
-LARGEST_PICKLE = 100_000_000  # bytes; names and shapes of a large network take less than one percent of it
-SAFE_GLOBALS = frozenset(
-    [("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage")]
-    + [("torch._utils", f"_rebuild_{what}") for what in ("tensor", "tensor_v2", "parameter")]
-    + [("torch", f"{t}Storage") for t in "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()]
-    + [("torch", t) for t in "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()]
-)
+_MOST_TENSORS = 4  # times the file's own size; tied weights count once for each name
+_MOST_CONFIG = 10_000  # values in a config
+_DEEPEST_CONFIG = 20
+_SMALL = 1 << 26  # bytes; below it the ratio is not looked at
 
 
 def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -45,8 +39,11 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, st
     path = Path(path)
     if not path.is_file():
         raise MissingWeights(f"There is no file {path}.")
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as exc:
+        raise CorruptWeights(f"{path} cannot be read ({exc.strerror}); check its permissions and its disk.") from exc
     refuse_impostors(path, head)
     if _is_safetensors(head):
         return _read_safetensors(path)
@@ -91,7 +88,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # Copied out of the memory map: a file replaced later must not change (or crash) a network in use.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, ValueError) as exc:
+    except (SafetensorError, ValueError, TypeError, AttributeError, OSError, RuntimeError) as exc:
         raise CorruptWeights(f"{path} is damaged or cut off ({exc}). {_remedy(path)}") from exc
     return strip_prefix(state), metadata
 
@@ -103,68 +100,26 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, ValueError) as exc:
+    except (SafetensorError, ValueError, TypeError, AttributeError, OSError, RuntimeError) as exc:
         raise CorruptWeights(f"{path} is damaged or cut off ({exc}). Download it again.") from exc
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
-            for stream in _pickles(file):
-                _refuse_unsafe(stream, path)
+            refuse_unsafe(file, path)
         with path.open("rb") as file:  # given the path, torch goes by its ending
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnsafeWeights, OSError):
+    except UnsafeWeights:
         raise
     except Exception as exc:  # pickle and zip readers raise a dozen kinds on damaged input; all mean the same here
         detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
         raise CorruptWeights(f"{path} is damaged or cut off ({detail}). {_remedy(path)}") from exc
-    return _unwrap(loaded, path)
-
-
-def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Every pickle stream of a torch file: data.pkl of a zip, or the five in a row of the legacy format.
-
-    Which of the two it is, the first bytes say, as for torch: a legacy file may have a zip glued to its end.
-    """
-    if file.read(2) == b"PK":
-        with zipfile.ZipFile(file) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith(".pkl")]
-            if not members:
-                raise zipfile.BadZipFile("a zip without data.pkl")
-            for member in members:
-                if member.file_size > LARGEST_PICKLE:
-                    raise zipfile.BadZipFile(f"{member.filename} claims {member.file_size} bytes")
-                yield io.BytesIO(archive.read(member))
-        return
-    file.seek(0)
-    for _ in range(5):  # magic number, protocol, system, the object, storage keys; the rest is raw numbers
-        yield file
-
-
-def _refuse_unsafe(stream: BinaryIO, path: Path) -> None:
-    """Walk a pickle with stand-ins for what is allowed; nothing of the file's choosing is ever imported or called."""
-
-    class StandIn:
-        def __new__(cls, *_: Any, **__: Any):
-            return object.__new__(cls)
-
-        def __setstate__(self, _: Any) -> None:
-            pass
-
-    class Walker(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (module, name) not in SAFE_GLOBALS:
-                raise UnsafeWeights(
-                    f"{path} is refused: its pickle asks for {module}.{name}, which is not part of a tensor. "
-                    "Nothing was executed. Get the file from its publisher, or as .safetensors."
-                )
-            return OrderedDict if name == "OrderedDict" else StandIn
-
-        def persistent_load(self, _: Any) -> Any:
-            return StandIn()
-
-    Walker(stream).load()
+    state, metadata = _unwrap(loaded, path)
+    claimed, size = sum(v.numel() * v.element_size() for v in state.values()), path.stat().st_size
+    if claimed > max(_SMALL, _MOST_TENSORS * size):
+        raise CorruptWeights(f"{path} has {size} bytes and claims tensors of {claimed}. {_remedy(path)}")
+    return state, metadata
 
 
 def _unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -175,9 +130,25 @@ def _unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
     if not state:
         raise UnsupportedWeights(f"{path} holds no tensors, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}.")
     metadata = {k: loaded[k] for k in ("architecture", "licence") if isinstance(loaded.get(k), str)}
-    if isinstance(loaded.get("config"), Mapping):
+    if isinstance(loaded.get("config"), Mapping) and _is_plain(loaded["config"]):
         metadata["config"] = json.dumps(loaded["config"])
     return strip_prefix(state), metadata
+
+
+def _is_plain(value: Any) -> bool:
+    """True for JSON values of a sane size; one that holds itself, or itself twice many times over, has no end."""
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        (value, depth), count = waiting.pop(), count + 1
+        if count + len(waiting) > _MOST_CONFIG or depth > _DEEPEST_CONFIG:
+            return False
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(inner, depth + 1) for inner in value]
+        elif not isinstance(value, (str, int, float, type(None))):
+            return False
+    return True
 
 
 def strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

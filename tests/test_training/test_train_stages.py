@@ -173,6 +173,16 @@ def test_generator_trains_only_where_asked(runs, arguments, base, faces):
         assert not any(p.requires_grad for p in stage.net.quantize.parameters())
 
 
+def test_parts_may_be_frozen_by_name(runs, arguments, base, faces):
+    runs["stage2"]
+    words = [f"data.roots=[{faces}]", *arguments["control"]]
+    stage = build_stage(load_config(base, [*words, "fidelity.freeze=[encoder,position_emb]"]))
+    trained = {name.split(".")[0] for name, p in stage.net.named_parameters() if p.requires_grad}
+    assert not trained & {"encoder", "position_emb", "quantize", "generator"} and "ft_layers" in trained
+    with pytest.raises(ConfigError, match="'fidelity.freeze': 'encodr' is none of"):
+        build_stage(load_config(base, [*words, "fidelity.freeze=[encodr]"]))
+
+
 def test_codebook_and_generator_may_come_from_a_stage_1_that_went_on(runs, arguments, base, faces, tmp_path):
     """All else, encoder and Transformer too, is that of ``init``."""
     first = read_checkpoint(runs["stage1"] / "last.ckpt")

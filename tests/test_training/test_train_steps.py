@@ -7,7 +7,7 @@ from test_train_stages import figures
 from torch import nn
 
 from training.checkpoint import read_checkpoint
-from training.config import OptimConfig, load_config
+from training.config import ConfigError, OptimConfig, load_config
 from training.data.dataset import collate, to_unit
 from training.data.sampling import uniform
 from training.launch import half_precision_cost
@@ -77,6 +77,45 @@ def test_gradients_are_clipped(base, faces, arguments, tmp_path):
         trainer.log.close()
     assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-4) == pytest.approx(norms[1][0], rel=1e-4)
     assert norms[0][0] > 0.01 and norms[1][1] == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["stage2", "control"])
+def test_the_gradient_of_parts_is_that_of_the_batch(runs, base, faces, arguments, tmp_path, name):
+    """Also the discriminator's, under group norm; terms are means over the parts."""
+    runs["stage2"]
+    seen = []
+    for parts in (1, 2, 4):
+        words = [f"data.roots=[{faces}]", *arguments[name], f"out={tmp_path / str(parts)}", f"accumulate={parts}"]
+        words += ["optim.clip=1e9", "loss.gan_start=0", "loss.gan=0", "loss.perceptual=0"]
+        trainer = Trainer(load_config(base, words))
+        batch = collate([trainer.data[i] for i in range(4)])
+        logs = trainer.step(batch, 0)
+        grads = torch.cat([p.grad.flatten() for p in trainer.stage.trainable() if p.grad is not None])
+        seen.append((float(logs["total"]), grads))
+        trainer.log.close()
+    for total, grads in seen[1:]:
+        assert total == pytest.approx(seen[0][0], rel=1e-4)
+        assert float((grads - seen[0][1]).norm()) < 1e-3 * float(seen[0][1].norm())
+
+
+def test_the_discriminator_sees_every_part(runs, base, faces, arguments, tmp_path):
+    runs["stage2"]
+    norms = []
+    for parts in (1, 2):
+        words = [f"data.roots=[{faces}]", *arguments["control"], f"out={tmp_path / str(parts)}", f"accumulate={parts}"]
+        trainer = Trainer(load_config(base, [*words, "loss.gan_start=0", "optim_d.clip=1e9", "optim_d.lr=0"]))
+        batch = collate([trainer.data[i] for i in range(4)])
+        logs = trainer.step(batch, 0)
+        grads = [p.grad.flatten() for p in trainer.stage.discriminator.parameters() if p.grad is not None]
+        norms.append((float(logs["d"]), torch.cat(grads)))
+        trainer.log.close()
+    assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-4)
+    assert float((norms[0][1] - norms[1][1]).norm()) < 1e-3 * float(norms[0][1].norm())
+
+
+def test_parts_have_to_be_equal(base, faces, tmp_path):
+    with pytest.raises(ConfigError, match="accumulate.*4 images of a process do not divide into 3 parts"):
+        load_config(base, [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", "accumulate=3"])
 
 
 def test_discriminator_learns_only_from_its_own_loss(base, faces, arguments, tmp_path):

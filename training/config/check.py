@@ -28,13 +28,16 @@ def check(config: TrainConfig) -> None:
     """Raise ConfigError naming the first key whose value cannot work."""
     _one_of("stage", config.stage, STAGES)
     _one_of("precision", config.precision, PRECISIONS)
-    for key in ("steps", "batch", "devices", "nodes", "log_every", "save_every"):
+    for key in ("steps", "batch", "accumulate", "devices", "nodes", "log_every", "save_every"):
         _between(key, getattr(config, key), 1)
     for key in ("seed", "threads", "sample_every", "val_every", "val_images"):
         _between(key, getattr(config, key), 0)
     world = config.devices * config.nodes
     if config.batch % world:
         _refuse("batch", f"{config.batch} does not divide over {world} processes")
+    if config.batch // world % config.accumulate:
+        share = config.batch // world
+        _refuse("accumulate", f"{share} images of a process do not divide into {config.accumulate} parts")
     _check_data(config)
     _check_optim("optim", config.optim)
     _check_optim("optim_d", config.optim_d)

@@ -156,6 +156,7 @@ class FidelityConfig:
     detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
     adain: bool = False
     generator_from_vqgan: bool = False  # codebook and generator from vqgan, the rest from init: where stage I went on
+    freeze: list[str] = field(default_factory=list)  # parts that stay as init has them, e.g. encoder, ft_layers
     train_generator: bool = False  # published: frozen. True lets a short run go on with a generator that still improves
     code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
     code_only_from: int = 0
@@ -176,7 +177,8 @@ class TrainConfig:
     vqgan: str | None = None  # stage 1 result that gives the target codes; by default init
     seed: int = 0
     steps: int = 100_000
-    batch: int = 8  # images over all processes
+    batch: int = 8  # images of one update, over all processes
+    accumulate: int = 1  # parts that a process's images of one update are taken in, one after another, to save memory
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1

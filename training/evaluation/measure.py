@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +35,14 @@ def measure(
 ) -> list[Measured]:  # fmt: skip
     """Figures of every row of every subject. What ``cache`` holds is not computed again: its files are named after the
     contents of images, weights and settings, so a changed one is a new one."""
-    from tqdm import tqdm
+    from idcodeformer.runtime.progress import progress_bar
 
     names = {s.key: _cache_name(faces, degradation, s, judges, seed) for s in subjects}
     known = {s.key: _read_cache(cache, names[s.key], s) for s in subjects}
     todo = [s for s in subjects if known[s.key] is None]
     parts: dict[str, list[list[Figures]]] = {s.key: [[] for _ in s.rows] for s in todo}
     if todo:
-        pause = 1.0 if sys.stderr.isatty() else 30.0  # s; a file would fill with bars
-        bar = tqdm(total=len(faces), unit="image", desc=label or "measuring", dynamic_ncols=True, mininterval=pause)
+        bar = progress_bar(len(faces), "image", label or "measuring")
         for rows, truth, degraded in faces.batches(degradation, seed, batch):
             truth, degraded = truth.to(device), degraded.to(device)
             images = [s.make(truth, degraded) for s in todo]

@@ -50,7 +50,13 @@ class FidelityStage(CodeStage):
 
     def _freeze(self) -> None:
         """Nothing beyond the codebook, and the generator unless the run trains it on."""
-        self.net.generator.requires_grad_(self.config.fidelity.train_generator)
+        rule = self.config.fidelity
+        self.net.generator.requires_grad_(rule.train_generator)
+        parts = dict(self.net.named_children()) | dict(self.net.named_parameters(recurse=False))
+        for name in rule.freeze:
+            if name not in parts:
+                raise ConfigError(f"Configuration key 'fidelity.freeze': {name!r} is none of {', '.join(parts)}.")
+            parts[name].requires_grad_(False)
 
     def _draw_w(self, positions: Positions) -> Tensor:
         """w [N] of the samples: 1 with probability ``full``, else uniform in [low, high]."""

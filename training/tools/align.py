@@ -77,9 +77,8 @@ def align_folder(
 
     Raises DataError where there is nothing to align, ConfigError where OUT was begun with other options.
     """
-    from tqdm import tqdm
-
     from idcodeformer.detection import load_detector
+    from idcodeformer.runtime.progress import progress_bar
 
     pictures = _sources(source, out)
     _check_settings(out, options)
@@ -89,9 +88,7 @@ def align_folder(
     names = _crop_names(pictures)
     if todo:
         detector = load_detector(options.detector, device)
-        pause = 1.0 if sys.stderr.isatty() else 30.0  # s; a file would fill with bars
-        known = len(pictures) - len(todo)
-        bar = tqdm(total=len(pictures), initial=known, unit="picture", dynamic_ncols=True, mininterval=pause)
+        bar = progress_bar(len(pictures), "picture", done=len(pictures) - len(todo))
         with open(out / JOURNAL, "a", encoding="utf-8") as journal:
             for first in range(0, len(todo), batch):
                 part = todo[first : first + batch]
@@ -105,14 +102,21 @@ def align_folder(
 
 def _sources(source: Path, out: Path) -> list[Path]:
     """Pictures relative to ``source``, sorted; crops of an OUT inside IN are no sources."""
-    from idcodeformer.files.reading import EXTENSIONS
+    from idcodeformer.errors import BadImage
+    from idcodeformer.files.finding import look_through
 
     if not source.is_dir():
         raise DataError(f"There is no folder {source}.")
-    inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    found = [p.relative_to(source) for p in inside if not p.resolve().is_relative_to(out.resolve())]
+    try:
+        listed = look_through([source], recursive=True)
+    except BadImage as error:
+        raise DataError(str(error)) from error
+    for file, why in listed.unread:
+        print(f"not read: {file}: {why}", file=sys.stderr)
+    target = out.resolve()
+    found = [relative for file, relative in listed.pictures if not file.resolve().is_relative_to(target)]
     if not found:
-        raise DataError(f"No picture in {source} (any depth; {', '.join(sorted(EXTENSIONS))}).")
+        raise DataError(f"The folder {source} holds no picture besides crops of an earlier run; name another.")
     return found
 
 

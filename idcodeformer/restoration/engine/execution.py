@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from typing import Iterator, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import BadOption
-from ...networks.codeformer import CodeFormer, CodeState, adain_codes
+from ...networks.codeformer import CodeFormer, CodeState, FuseBlock, adain_codes
 from ...runtime.device import cuda_tf32, resolve_device
+from ...runtime.winograd import winograd_available
+from .plane_blocks import PlaneRunFuse, compile_planes
+from .planes import Bench, PlaneMap
 from .strip_blocks import Map, RunFuse, compile_blocks
-from .strips import Scratch, as_rows, cpu_has_bf16
+from .strips import cpu_has_bf16
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,45 +119,50 @@ def _per_face(w: float | Tensor, count: int) -> list[float | Tensor]:
 
 
 class StripEngine(Engine):
-    """The CPU: faces one after another (a batch gains nothing there), layers in strips that stay in the cache."""
+    """The CPU: faces one after another (a batch gains nothing there), layers in strips that stay in the cache.
+
+    float32 parts run as planes where torch has a Winograd convolution (planes.py), everything else as rows (strips.py).
+    """
 
     def __init__(self, network: CodeFormer, device: torch.device, precision: Precision):
         super().__init__(network, device, precision)
         if network.position_emb.device != device:
             network = copy.deepcopy(network).to(device)
+        self._network = network
         sides = network.config.connect_list
         with torch.inference_mode():
-            self._network = network
-            self._encoder = compile_blocks(network.encoder.blocks, torch.float32)
-            self._generator = compile_blocks(network.generator.blocks, self.dtype)
-            self._fuse = {s: RunFuse(network.fuse_convs_dict[str(s)], self.dtype) for s in sides}
+            self._encoder = _Layout(torch.float32)
+            self._generator = _Layout(self.dtype)
+            self._encoder_blocks = self._encoder.compile(network.encoder.blocks)
+            self._generator_blocks = self._generator.compile(network.generator.blocks)
+            self._fuse = {s: self._generator.fuse(network.fuse_convs_dict[str(s)]) for s in sides}
         self._enc_taps = {i: s for s, i in network.encoder.taps.items() if s in sides}
         self._gen_taps = {i: s for s, i in network.generator.taps.items() if s in sides}
-        self._idle: list[Scratch] = []
+        self._idle: list[Bench] = []
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodeState:
         cfg, n = self.config, len(x)
         lq_feat = torch.empty(n, cfg.emb_dim, cfg.latent_side, cfg.latent_side)
         shapes = {s: (n, cfg.channels_at(s), s, s) for s in self._enc_taps.values()}
-        features = {s: torch.empty(shape, memory_format=torch.channels_last) for s, shape in shapes.items()}
+        form = self._generator.memory_format
+        features = {s: torch.empty(shape, memory_format=form) for s, shape in shapes.items()}
         with self._scratch() as scratch:
             for i, face in enumerate(x.to("cpu", torch.float32)):
                 self._encode_one(face, lq_feat[i], {s: f[i] for s, f in features.items()}, scratch)
         logits = self._network.predict(lq_feat)
         return CodeState(logits, self._network.select(logits), lq_feat, features)
 
-    def _encode_one(self, x: Tensor, lq_feat: Tensor, features: dict[int, Tensor], scratch: Scratch) -> None:
+    def _encode_one(self, x: Tensor, lq_feat: Tensor, features: dict[int, Tensor], scratch: Bench) -> None:
         """Fills ``lq_feat`` and ``features``; scratch memory is reused, so what the caller keeps is copied out."""
-        m = Map.take(scratch, *x.shape[1:], x.shape[0], torch.float32)
-        m.rows.copy_(x.permute(1, 2, 0))
-        for i, run in enumerate(self._encoder):
+        m = self._encoder.load(scratch, x)
+        for i, run in enumerate(self._encoder_blocks):
             if run is not None:
                 m = run(m, scratch)
             if i in self._enc_taps:
-                features[self._enc_taps[i]].copy_(m.rows.permute(2, 0, 1))
-        lq_feat.copy_(m.rows.permute(2, 0, 1))
-        scratch.give(m.rows)
+                features[self._enc_taps[i]].copy_(m.chw)
+        lq_feat.copy_(m.chw)
+        m.give(scratch)
 
     @torch.inference_mode()
     def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
@@ -164,31 +172,30 @@ class StripEngine(Engine):
         with self._scratch() as scratch:
             for i, weight in enumerate(_per_face(w, n)):
                 fuse = isinstance(weight, Tensor) or weight > 0
-                features = {s: as_rows(f[i : i + 1]) for s, f in state.features.items()} if fuse else {}
+                features = {s: f[i] for s, f in state.features.items()} if fuse else {}
                 self._decode_one(codes[i], features, weight, out[i], scratch)
         return out
 
     def _decode_one(
-        self, codes: Tensor, features: dict[int, Tensor], w: float | Tensor, out: Tensor, scratch: Scratch
+        self, codes: Tensor, features: dict[int, Tensor], w: float | Tensor, out: Tensor, scratch: Bench
     ) -> None:
-        m = Map.take(scratch, *codes.shape[1:], codes.shape[0], self.dtype)
-        m.rows.copy_(codes.permute(1, 2, 0))
-        for i, run in enumerate(self._generator):
+        m = self._generator.load(scratch, codes)
+        for i, run in enumerate(self._generator_blocks):
             if run is not None:
                 m = run(m, scratch)
             side = self._gen_taps.get(i)
             if side in features:
                 m = self._fuse[side](features[side], m, w, scratch)
-        out.copy_(m.rows.permute(2, 0, 1))
-        scratch.give(m.rows)
+        out.copy_(m.chw)
+        m.give(scratch)
 
     @contextmanager
-    def _scratch(self) -> Iterator[Scratch]:
+    def _scratch(self) -> Iterator[Bench]:
         """Scratch memory of one call: threads never share it, and a call that fails drops it."""
         try:
             scratch = self._idle.pop()  # one step: after a separate look another thread may have emptied the list
         except IndexError:
-            scratch = Scratch()
+            scratch = Bench()
         yield scratch
         self._idle.append(scratch)
 
@@ -198,6 +205,24 @@ class StripEngine(Engine):
 
     def release(self) -> None:
         self._idle.clear()
+
+
+class _Layout:
+    """How the maps of one part of the network lie in memory, and the runners for that."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.planes = dtype == torch.float32 and winograd_available()
+        self.memory_format = torch.contiguous_format if self.planes else torch.channels_last
+
+    def compile(self, blocks: nn.ModuleList) -> list:
+        return compile_planes(blocks) if self.planes else compile_blocks(blocks, self.dtype)
+
+    def fuse(self, block: FuseBlock) -> RunFuse | PlaneRunFuse:
+        return PlaneRunFuse(block) if self.planes else RunFuse(block, self.dtype)
+
+    def load(self, scratch: Bench, chw: Tensor) -> Map | PlaneMap:
+        return PlaneMap.load(scratch, chw) if self.planes else Map.load(scratch, chw, self.dtype)
 
 
 class ModuleEngine(Engine):

@@ -28,6 +28,21 @@ class Map:
     def take(cls, scratch: Scratch, height: int, width: int, channels: int, dtype: torch.dtype) -> "Map":
         return cls(scratch.take((height, width, channels), dtype))
 
+    @classmethod
+    def load(cls, scratch: Scratch, chw: Tensor, dtype: torch.dtype) -> "Map":
+        """A copy of [C,H,W] in scratch memory, without moments."""
+        m = cls.take(scratch, *chw.shape[1:], chw.shape[0], dtype)
+        m.chw.copy_(chw)
+        return m
+
+    @property
+    def chw(self) -> Tensor:
+        """[C,H,W], the same memory."""
+        return self.rows.permute(2, 0, 1)
+
+    def give(self, scratch: Scratch) -> None:
+        scratch.give(self.rows)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.rows.shape)
@@ -210,7 +225,8 @@ class RunFuse:
         self.second = [Conv.of(scale_out, dtype), Conv.of(shift_out, dtype)]
 
     def __call__(self, enc: Tensor, dec: Map, w: float | Tensor, scratch: Scratch) -> Map:
-        """enc [H,W,C] of any dtype is left as it is."""
+        """enc [C,H,W] of any dtype is left as it is."""
+        enc = enc.permute(1, 2, 0)
         height, width, c = dec.shape
         both = Map.take(scratch, height, width, 2 * c, dec.rows.dtype)
         for a, b in both.strips():

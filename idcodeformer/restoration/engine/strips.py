@@ -125,16 +125,26 @@ class Moments:
 
     def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """The float32 scale and shift [C] that GroupNorm amounts to for this map."""
-        count = torch.tensor([n for n, _, _ in self._parts], dtype=torch.float64)[:, None, None]
-        shape = (len(self._parts), norm.num_groups, -1)
-        means = torch.stack([m for _, m, _ in self._parts]).double().view(shape)
-        variances = torch.stack([v for _, _, v in self._parts]).double().view(shape)
-        total = count.sum() * means.shape[2]
-        mean = (count * means).sum((0, 2), keepdim=True) / total
-        var = (count * (variances + (means - mean).square())).sum((0, 2), keepdim=True) / total
-        scale = (norm.weight.double().view(1, norm.num_groups, -1) / (var + norm.eps).sqrt())[0]
-        shift = norm.bias.double().view(norm.num_groups, -1) - scale * mean[0]
-        return scale.flatten().float(), shift.flatten().float()
+        return group_affine(norm, *merge_moments(self._parts))
+
+
+def merge_moments(parts: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Parts of a map as (pixels, mean [C], variance [C]) -> float64 mean and variance [C] of the whole."""
+    count = torch.tensor([n for n, _, _ in parts], dtype=torch.float64)[:, None]
+    means = torch.stack([m for _, m, _ in parts]).double()
+    variances = torch.stack([v for _, _, v in parts]).double()
+    mean = (count * means).sum(0) / count.sum()
+    return mean, (count * (variances + (means - mean).square())).sum(0) / count.sum()
+
+
+def group_affine(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C], float32, of GroupNorm where channels have this float64 mean and variance [C]."""
+    means, variances = mean.view(norm.num_groups, -1), variance.view(norm.num_groups, -1)
+    centre = means.mean(1, keepdim=True)
+    spread = (variances + (means - centre).square()).mean(1, keepdim=True)
+    scale = norm.weight.double().view_as(means) / (spread + norm.eps).sqrt()
+    shift = norm.bias.double().view_as(means) - scale * centre
+    return scale.flatten().float(), shift.flatten().float()
 
 
 def cpu_has_bf16() -> bool:

@@ -47,6 +47,8 @@ class ModelPatcher:
             away = torch.empty_like(tensor, device="meta")
             table[name] = torch.nn.Parameter(away, False) if isinstance(tensor, torch.nn.Parameter) else away
         self.loaded = bool(self._here())
+        if least is None:
+            self.model.to("meta")  # the host calls it too, with its offload device; here all is laid aside by now
         for module in self.model.modules():
             module.to = types.MethodType(lambda module, *args, **kwargs: self._to(module, *args, **kwargs), module)
 

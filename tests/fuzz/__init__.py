@@ -1,0 +1,1 @@
+"""Seeded bad inputs, and the harness that holds every one to the same claims. `make fuzz` runs all of them."""

@@ -1,0 +1,71 @@
+"""Weights between two trainings of one network."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from idcodeformer.cli import main
+from idcodeformer.errors import BadOption, UnsupportedWeights
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.weights.blending import blend
+from idcodeformer.weights.loading import build, save
+from idcodeformer.weights.store import sha256_of
+
+TINY = dict(
+    img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
+    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
+)  # fmt: skip
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two files of one network: the second has every weight but the codebook moved."""
+    torch.manual_seed(0)
+    net = CodeFormer(CodeFormerConfig(**TINY))
+    first = save(net, tmp_path / "first.safetensors", {"licence": "terms of A"})
+    for name, value in net.named_parameters():
+        if not name.startswith("quantize"):
+            value.data += torch.randn_like(value) * 0.1
+    return first, save(net, tmp_path / "second.safetensors", {"licence": "terms of B"})
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0, 1.5, -0.5])
+def test_every_tensor_lies_on_the_line(pair, strength) -> None:
+    a, b = (build(file).state_dict() for file in pair)
+    net, texts = blend(*pair, strength)
+    for name, value in net.state_dict().items():
+        assert torch.allclose(value, a[name] + strength * (b[name] - a[name]), atol=1e-6), name
+    assert texts["blend"] == f"{strength:g}" and texts["licence"] == "terms of A And: terms of B"
+    assert all(f"{file.name} {sha256_of(file)}" in texts["blend_of"] for file in pair)
+
+
+def test_only_trainings_of_one_network_are_blended(pair, tmp_path) -> None:
+    other = CodeFormer(CodeFormerConfig(**TINY | {"n_layers": 2}))
+    save(other, tmp_path / "other.safetensors")
+    with pytest.raises(UnsupportedWeights, match="only two trainings of one network"):
+        blend(pair[0], tmp_path / "other.safetensors", 0.5)
+    net = build(pair[1])
+    torch.nn.init.normal_(net.quantize.embedding.weight)
+    save(net, tmp_path / "codes.safetensors")
+    with pytest.raises(UnsupportedWeights, match="codebooks of their own"):
+        blend(pair[0], tmp_path / "codes.safetensors", 0.5)
+    for strength in (3.5, -1.1, float("nan")):
+        with pytest.raises(BadOption, match="strength"):
+            blend(*pair, strength)
+
+
+def test_the_command_writes_a_file_that_loads_and_says_what_it_is(pair, tmp_path, capsys) -> None:
+    out = tmp_path / "mix.safetensors"
+    command = ["models", "blend", str(pair[0]), str(pair[1]), "0.25", str(out)]
+    assert main([*command, "--fp16"]) == 0
+    told = capsys.readouterr().out
+    assert "first + 0.25 (second - first)" in told and "terms of A And: terms of B" in told
+    net = build(out)
+    assert net.weights_metadata["blend"] == "0.25" and net.config == CodeFormerConfig(**TINY)
+    before = out.read_bytes()
+    assert main(command) == 2 and out.read_bytes() == before
+    assert "exists already" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0 and out.read_bytes() != before
+    assert main([*command[:5], str(pair[0]), "--overwrite"]) == 2
+    assert "one of the inputs" in capsys.readouterr().err
+    assert main([*command[:5], "mix.pth"]) == 1
