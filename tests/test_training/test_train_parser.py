@@ -19,7 +19,9 @@ from training.evaluation.parsing import GROUPS, confusion, f_scores, figures, gr
 from training.stages.parser import soft_dice
 
 SKIN, HAIR, LEFT_EYE, RIGHT_EYE = (CLASSES.index(name) for name in ("skin", "hair", "left_eye", "right_eye"))
-COLOURS = {0: (40, 60, 80), SKIN: (210, 170, 150), HAIR: (90, 50, 20), LEFT_EYE: (20, 40, 220), RIGHT_EYE: (20, 220, 40)}
+COLOURS = {
+    0: (40, 60, 80), SKIN: (210, 170, 150), HAIR: (90, 50, 20), LEFT_EYE: (20, 40, 220), RIGHT_EYE: (20, 220, 40),
+}  # fmt: skip
 
 
 def draw(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
