@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Callable, Iterator, Sequence
 
 import torch
@@ -12,17 +11,19 @@ from .compositing.blend import paste
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
-from .guidance.optimise import GuidanceOptions, guide, told
-from .identity.people import embed_photos
-from .identity.recogniser import IdentityRecogniser, cosine, mean_identity
-from .report import Scores, report_lines
+from .guidance.optimise import GuidanceOptions
+from .guidance.restoring import FaceWork, RestoredCrops
+from .identity.known import Galleries, Known, References, known_people
+from .identity.recogniser import IdentityRecogniser, cosine
+from .report import Scores, face_line, report_lines
 from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
     Crops,
     DetectOptions,
     Detector,
-    Embeddings,
+    Face,
+    FaceReport,
     Faces,
     Progress,
     Restoration,
@@ -31,8 +32,6 @@ from .types import (
     Upscaler,
     empty_crops,
 )
-
-References = Embeddings | Sequence[Embeddings] | Sequence[Tensor]
 
 _ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
 _FACES_HELD = 64  # crops that stay on the restorer's device between the steps; more wait where the pictures are
@@ -70,6 +69,7 @@ class FacePipeline:
         upscaler: Upscaler | None = None,
         progress: Progress | None = None,
         guidance: GuidanceOptions | None = None,
+        people: Galleries | None = None,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -78,7 +78,9 @@ class FacePipeline:
         them). ``references``: photos [3,H,W] of the person (each one's largest face counts), or their Embeddings, or
         those of several recognisers.
         ``upscaler``: [N,3,H,W] -> [N,3,k*H,k*W], for the background and, with ``face_upsample``, for the faces.
-        ``guidance`` brings faces nearer to the person on the references; the report says what it did to each.
+        ``people``: a gallery, or the same people by several recognisers: in each image one person goes to one face, and
+        the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
+        gallery that they are; the report says what it did to each.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -90,21 +92,51 @@ class FacePipeline:
             self._recognise()
         batch = check_images(images)
         _check_counts(len(batch), faces, masks)
-        if guidance is not None and guidance.steps and (references is None or not len(references)):
-            raise BadOption("Guidance needs photos of the person; pass references=, or guidance steps of 0.")
-        person = self._person(references)
+        work = self._work(options, guidance, references, people)
         found = self._find(batch, faces, detect_options, progress)
-        chosen = self._choose(batch, found, faces, detect_options, masks, person)
+        chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
-        pixels, notes = self.restored_crops(crops.pixels, options, guidance, references, progress)
+        pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
         after = crops.with_pixels(pixels)
-        scores = replace(self._score(crops, after.pixels, person), guidance=notes)
-        report = report_lines(found, chosen, scores, options)
+        scores = self._score(crops.pixels, pixels, work, done)
+        report = report_lines(found, chosen, scores, options, getattr(self.restorer, "has_fidelity", True))
         if not all(kept := scores.reach(options.min_identity)):
             crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
         device = self._device(batch)
         pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device)
         return Restoration(pasted, shares, found, crops, after, report)
+
+    def restore_aligned(
+        self,
+        pixels: Tensor,
+        options: RestoreOptions | None = None,
+        guidance: GuidanceOptions | None = None,
+        references: References | None = None,
+        people: Galleries | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, tuple[FaceReport, ...]]:
+        """Aligned crops [N,3,S,S] in [0,1], each a picture of its own: no detection, no pasting.
+
+        Restored crops, blended by ``strength`` (a skipped one is the input), and a line for each. Arguments and errors
+        as for a call.
+        """
+        options = options or RestoreOptions()
+        if options.min_identity > 0:
+            self._recognise()
+        work = self._work(options, guidance, references, people)
+        out, done = self._restored(pixels, torch.arange(len(pixels)), work, progress)
+        if options.strength < 1:
+            out = pixels + options.strength * (out - pixels)
+        scores = self._score(pixels, out, work, done)
+        side = float(pixels.shape[-1])
+        whole = Face(torch.tensor([0.0, 0.0, side, side]), 1.0, torch.zeros(5, 2))
+        lines = []
+        for number in range(len(pixels)):
+            line = face_line((number, 0), whole, number, scores, options, getattr(self.restorer, "has_fidelity", True))
+            if line.status == "skipped":
+                out[number] = pixels[number]
+            lines.append(replace(line, reason=line.reason or "aligned input"))
+        return out, tuple(lines)
 
     def _find(
         self,
@@ -131,7 +163,7 @@ class FacePipeline:
         given: Sequence[Faces] | None,
         options: DetectOptions | None,
         masks: Sequence[Tensor | None] | None,
-        person: Embeddings | None,
+        known: Known | None,
     ) -> list[Selection]:
         """Which faces are restored, in which order. Faces that were given were chosen by whoever gave them."""
         if given is not None and options is None:
@@ -139,17 +171,18 @@ class FacePipeline:
         options = options or DetectOptions()
         likeness: list[list[float] | None] = [None] * len(found)
         if options.order == "reference":
-            likeness = self._likeness(images, found, person)
+            likeness = self._likeness(images, found, known)
         return [
             select(here, options, tuple(image.shape[1:]), masks[i] if masks is not None else None, likeness[i])
             for i, (image, here) in enumerate(zip(images, found))
         ]
 
     def _likeness(
-        self, images: list[Tensor], found: tuple[Faces, ...], person: Embeddings | None
+        self, images: list[Tensor], found: tuple[Faces, ...], known: Known | None
     ) -> list[list[float] | None]:
-        if person is None:
+        if known is None or not known.shared:
             raise BadOption('order="reference" needs reference photos of the person; pass references=.')
+        person = known.need(self._recognise()).identities
         scores = cosine(self._recognise().embed_faces(images, found), person)[:, 0].tolist()
         out: list[list[float] | None] = []
         for here in found:
@@ -178,66 +211,44 @@ class FacePipeline:
         joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "matrices", "image_index"))
         return Crops(*joined, sizes)
 
-    def restored_crops(
+    def _work(
         self,
-        pixels: Tensor,
         options: RestoreOptions,
-        guidance: GuidanceOptions | None = None,
-        references: References | None = None,
-        progress: Progress | None = None,
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """Restored crops [N,3,S,S] of ``pixels``, and what guidance did to each; no line where none was asked for.
+        guidance: GuidanceOptions | None,
+        references: References | None,
+        people: Galleries | None,
+    ) -> FaceWork:
+        guiding = guidance is not None and guidance.steps > 0
+        asked = [self.recogniser, self.guide if guiding and self.guide is not self.recogniser else None]
+        known = known_people(references, people, self.detector, [one for one in asked if one is not None])
+        return FaceWork(options, known, guidance, self.recogniser, self.guide)
 
-        Raises BadOption for guidance without references or without a CodeFormer, BadImage where the network fails.
-        """
+    def _restored(
+        self, pixels: Tensor, images: Tensor, work: FaceWork, progress: Progress | None
+    ) -> tuple[Tensor, RestoredCrops | None]:
+        """Restored crops [N,3,S,S] in the tones of ``pixels``, and what was done to each."""
         if len(pixels) == 0:
-            return pixels, ()
-        run = partial(self._attempt, options=options, guidance=guidance, references=references, progress=progress)
-        restored, notes = run(self.restorer, pixels)
-        low, high = restored.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
+            return pixels, None
+        done = work(self.restorer, pixels, images, progress)
+        low, high = done.pixels.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
-            restored, notes = self._repaired(run, pixels, restored, notes)
-        return match_tone(restored, pixels, options), notes
+            done = self._repaired(work, pixels, images, done, progress)
+        return match_tone(done.pixels, pixels, work.options), done
 
     def _repaired(
-        self, run: Callable[..., tuple[Tensor, tuple[str, ...]]], pixels: Tensor, restored: Tensor, notes: Sequence[str]
-    ) -> tuple[Tensor, tuple[str, ...]]:
+        self, work: FaceWork, pixels: Tensor, images: Tensor, done: RestoredCrops, progress: Progress | None
+    ) -> RestoredCrops:
         """Faces that overflowed half precision, restored once more in fp32. Raises BadImage where that fails too."""
         exact = self.restorer.exact() if hasattr(self.restorer, "exact") else None
         if exact is None:
             raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
-        bad = (~torch.isfinite(restored)).flatten(1).any(1).nonzero()[:, 0]
-        again, told_again = run(exact, pixels[bad])
-        if not bool(torch.isfinite(again).all()):
+        bad = (~torch.isfinite(done.pixels)).flatten(1).any(1).nonzero()[:, 0]
+        if work.known is not None:  # who one face is depends on the others
+            bad = torch.arange(len(pixels), device=pixels.device)
+        again = work(exact, pixels[bad], images[bad.to(images.device)], progress)
+        if not bool(torch.isfinite(again.pixels).all()):
             raise BadImage("The network returned NaN in fp32 too; check the weight file.")
-        lines = list(notes)
-        for place, line in zip(bad.tolist(), told_again):
-            lines[place] = line
-        return restored.index_copy(0, bad, again), tuple(lines)
-
-    def _attempt(
-        self,
-        restorer: Restorer,
-        pixels: Tensor,
-        options: RestoreOptions,
-        guidance: GuidanceOptions | None,
-        references: References | None,
-        progress: Progress | None,
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        if guidance is None or not guidance.steps:
-            return restorer(pixels, options, progress), ()
-        if not hasattr(restorer, "decoder"):
-            raise BadOption("Guidance needs a CodeFormer; this restorer has no codes. Choose guidance steps of 0.")
-        recogniser, judge = self.guide or self._recognise(), None
-        target = self._person(references, recogniser)
-        if target is None:
-            raise BadOption("Guidance needs photos of the person; pass references=, or guidance steps of 0.")
-        if recogniser is not self.recogniser and self.recogniser is not None:
-            person = self._person(references)
-            assert person is not None
-            judge = (self.recogniser, person)
-        result = guide(restorer, pixels, target, recogniser, options, guidance, judge=judge, progress=progress)
-        return result.pixels, told(result, recogniser.name, judge is not None)
+        return done.patched(bad.tolist(), again)
 
     def _recognise(self) -> IdentityRecogniser:
         if self.recogniser is None:
@@ -246,34 +257,24 @@ class FacePipeline:
             )
         return self.recogniser
 
-    def _person(
-        self, references: References | None, recogniser: IdentityRecogniser | None = None
-    ) -> Embeddings | None:
-        """One embedding of the person on the reference photos, by ``recogniser`` or by the one that scores."""
-        if references is None or len(references) == 0:
-            return None
-        if isinstance(references, Embeddings):
-            return mean_identity(references)
-        if isinstance(references[0], Embeddings):
-            name = (recogniser or self._recognise()).name
-            for embedded in references:
-                if embedded.recogniser == name:
-                    return mean_identity(embedded)
-            raise BadOption(f"The references were not embedded by {name}; embed the photos with it, or pass photos.")
-        if self.detector is None:
-            raise BadOption("Reference photos need a detector; build the pipeline with one, or pass Embeddings.")
-        photos = check_images(references)
-        return mean_identity(embed_photos(photos, self.detector, recogniser or self._recognise()))
-
-    def _score(self, crops: Crops, restored: Tensor, person: Embeddings | None) -> Scores:
-        """Similarities of every crop, each a list of N floats or None."""
-        if self.recogniser is None or len(crops) == 0:
-            return Scores()
-        before, after = self.recogniser(crops.pixels), self.recogniser(restored)
-        to_input = (before.vectors * after.vectors).sum(1).clamp(-1, 1).tolist()
-        if person is None:
-            return Scores(to_input)
-        return Scores(to_input, cosine(before, person)[:, 0].tolist(), cosine(after, person)[:, 0].tolist())
+    def _score(self, before: Tensor, after: Tensor, work: FaceWork, done: RestoredCrops | None) -> Scores:
+        """Similarities of every crop [N,3,S,S]: to its input by the recogniser, to its person by who knows them."""
+        scores = Scores(done=done, guide=work.guide.name if work.guide is not None else "")
+        if done is None:
+            return scores
+        own = None
+        if self.recogniser is not None:
+            own = self.recogniser(before), self.recogniser(after)
+            scores = replace(scores, to_input=(own[0].vectors * own[1].vectors).sum(1).clamp(-1, 1).tolist())
+        if work.known is None or work.scorer is None:
+            return scores
+        judge, people = work.scorer
+        if own is None or judge is not self.recogniser:
+            own = judge(before), judge(after)
+        persons = [0 if work.known.shared else None if who is None else who.person for who in done.named]
+        tables = [cosine(each, people.identities).tolist() for each in own]
+        old, new = ([None if who is None else row[who] for row, who in zip(table, persons)] for table in tables)
+        return replace(scores, before=old, after=new, judge=judge.name)
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:

@@ -1,11 +1,12 @@
 """What became of every face that was found."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 from .detection.selection import Selection
-from .types import FaceReport, Faces, RestoreOptions
+from .guidance.restoring import RestoredCrops
+from .types import Face, FaceReport, Faces, RestoreOptions
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,11 @@ class Scores:
     """Cosine similarities of every crop, None where not measured."""
 
     to_input: list[float] | None = None
-    before: list[float] | None = None
-    after: list[float] | None = None
-    guidance: Sequence[str] = ()  # of every crop, where guidance was asked for
+    before: list[float | None] | None = None
+    after: list[float | None] | None = None
+    done: RestoredCrops | None = None  # what was done to every crop
+    judge: str = ""  # recogniser that measured ``before`` and ``after``
+    guide: str = ""  # recogniser that guides
 
     def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
         to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
@@ -26,19 +29,46 @@ class Scores:
         return [least <= 0 or score >= least for score in self.to_input or ()]
 
 
-def _outcome(scores: tuple[float | None, float | None, float | None], options: RestoreOptions) -> tuple:
-    """Status, reason, w and scores of a face that went through the network."""
-    if options.min_identity > 0 and scores[0] is not None and scores[0] < options.min_identity:
-        return ("skipped", f"identity {scores[0]:.2f} is below {options.min_identity:g}", options.w, *scores)
-    return ("restored", "", options.w, *scores)
+def face_line(
+    place: tuple[int, int], face: Face, crop: int, scores: Scores, options: RestoreOptions, has_fidelity: bool = True
+) -> FaceReport:
+    """The line of a face that went through the network as crop number ``crop``; ``place``: its image and number.
+
+    A restorer that is not ``has_fidelity`` leaves ``w`` None.
+    """
+    to_input, before, after = scores.of(crop)
+    box = tuple(float(v) for v in face.box.tolist())
+    line = FaceReport(*place, box, float(face.score), "restored", "", options.w, to_input, before, after)
+    line = replace(line, judged_by=scores.judge if after is not None else "")
+    if (done := scores.done) is not None:
+        who = done.named[crop]
+        line = replace(
+            line,
+            reason=done.notes[crop],
+            w=done.w[crop],
+            guidance=done.guidance[crop],
+            person="" if who is None else who.name,
+            guided_by=scores.guide if done.guided[crop] else "",
+        )
+    if not has_fidelity:
+        line = replace(line, w=None)
+    if options.min_identity > 0 and to_input is not None and to_input < options.min_identity:
+        reason = f"identity {to_input:.2f} is below {options.min_identity:g}"
+        line = replace(line, status="skipped", reason=reason, guided_by="")
+    return line
 
 
 def report_lines(
-    found: Sequence[Faces], chosen: Sequence[Selection], scores: Scores, options: RestoreOptions
+    found: Sequence[Faces],
+    chosen: Sequence[Selection],
+    scores: Scores,
+    options: RestoreOptions,
+    has_fidelity: bool = True,
 ) -> tuple[FaceReport, ...]:
     """One line for every face found, by image and by its position among the faces found.
 
-    ``scores`` has one value per chosen face, image by image in the order of the selections.
+    ``scores`` has one value per chosen face, image by image in the order of the selections. A restorer that is
+    not ``has_fidelity`` leaves ``w`` None.
     """
     lines: list[FaceReport] = []
     reached = scores.reach(options.min_identity)
@@ -48,15 +78,13 @@ def report_lines(
         reasons = dict(selection.dropped)
         crop += len(places)
         for number, face in enumerate(here):
-            box = tuple(float(v) for v in face.box.tolist())
-            kept, note = None, ""
-            if number in places:
-                place = places[number]
-                outcome = _outcome(scores.of(place), options)
-                note = scores.guidance[place] if scores.guidance else ""
-                if outcome[0] == "restored":
-                    kept = sum(reached[:place]) if reached else place
-            else:
-                outcome = ("skipped", reasons[number])
-            lines.append(FaceReport(image, number, box, float(face.score), *outcome, crop=kept, guidance=note))
+            if number not in places:
+                box = tuple(float(v) for v in face.box.tolist())
+                lines.append(FaceReport(image, number, box, float(face.score), "skipped", reasons[number]))
+                continue
+            place = places[number]
+            line = face_line((image, number), face, place, scores, options, has_fidelity)
+            if line.status == "restored":
+                line = replace(line, crop=sum(reached[:place]) if reached else place)
+            lines.append(line)
     return tuple(lines)

@@ -113,12 +113,14 @@ class RestoreOptions:
     batch_size: int = 0  # faces per forward; 0 = by free memory
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
     colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
+    identity_target: float = 0.0  # 0..1, lowest w whose face is this like the person, or the input; 0 = w as given
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadOption(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-        ranges = (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16), ("min_identity", 0, 1))
+        ranges = (("w", 0, 1), ("strength", 0, 1), ("upscale", 1 / 16, 16), ("min_identity", 0, 1),
+                  ("identity_target", 0, 1))  # fmt: skip
         for name, low, high in ranges:
             if not low <= getattr(self, name) <= high:
                 raise BadOption(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}.")
@@ -147,6 +149,9 @@ class FaceReport:
     id_sim_after: float | None = None  # restored face against the reference photos
     crop: int | None = None  # index in the crops of the Restoration; None where skipped
     guidance: str = ""  # what guidance by the reference photos did, or why it did nothing; "" where none was asked for
+    person: str = ""  # name of the person of a gallery that the face was taken for; "" for nobody known
+    guided_by: str = ""  # recogniser that guided; "" where the face is unguided
+    judged_by: str = ""  # recogniser that measured id_sim_before and id_sim_after
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage
+from ..idcodeformer.files.transparency import fill_hidden
 from . import host
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Frames:
         return ((start, min(start + step, len(self))) for start in range(0, len(self), step))
 
     def part(self, start: int, stop: int) -> Tensor:
-        """[n,3,H,W] float32 in [0,1] of these frames. Raises BadImage where one holds NaN."""
+        """[n,3,H,W] float32 in [0,1] of these frames; with a fourth channel, what its alpha hides is filled.
+
+        Raises BadImage where a frame holds NaN.
+        """
         pixels = _floats(self.source[start:stop])
         colours = pixels[..., :3] if pixels.shape[-1] > 2 else pixels[..., :1].expand(-1, -1, -1, 3)
         clean = torch.empty(len(colours), 3, *self.size, device=colours.device)
@@ -52,7 +56,9 @@ class Frames:
         if not bool(torch.isfinite(clean.sum())):
             wrong = start + int((~clean.isfinite()).flatten(1).any(1).nonzero()[0])
             raise BadImage(f"Frame {wrong} of '{self.name}' holds NaN; repair the step that made it.")
-        return clean
+        if pixels.shape[-1] != 4:
+            return clean
+        return fill_hidden(clean, pixels[..., 3:].movedim(-1, 1))
 
     def digest(self) -> str:
         """Differs where a shape or a value differs."""

@@ -40,7 +40,7 @@ KINDS = {
             "ID-CodeFormer mini 128 px, built in": "mini_id_codeformer",
             "CodeFormer mini 128 px, built in": "mini_codeformer",
         },
-        ("gfpgan", "gpen", "restoreformer", "realesrgan", "retinaface", "detection_", "parsing_", "mobilefacenet"),
+        ("gpen", "realesrgan", "retinaface", "detection_", "parsing_", "mobilefacenet"),
         "codeformer",
         "position_emb",
     ),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import torch
@@ -20,8 +19,8 @@ from .held import Held, HeldStates
 if TYPE_CHECKING:
     from ..idcodeformer.compositing.parsing import FaceParser
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
-    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
-    from ..idcodeformer.types import Detector
+    from ..idcodeformer.types import Restorer
+    from .people import LinkedPeople
 
 _log = logging.getLogger(__name__)
 _HEADROOM = 256 << 20  # bytes asked for beside the weights: what detector, recogniser and parser need at most
@@ -130,15 +129,17 @@ class IDCodeFormerModel:
 
     def __init__(self, model_name: str, precision: str, recogniser_name: str):
         from ..idcodeformer.restoration.engine.execution import choose_precision, mixed
-        from ..idcodeformer.weights.loading import build
+        from ..idcodeformer.weights.loading import build, kind_of
 
         self.name = model_name
         device = host.compute_device()
-        self.precision = choose_precision(device, allowed(precision))
-        network = build(folders.locate("restorer", model_name), "codeformer")
+        self.precision = allowed(precision)
+        network = build(folders.locate("restorer", model_name), "restorer")
         self.config = network.config
-        if device.type != "cpu":  # now, so that the host counts the bytes that there are
-            mixed(network, self.precision)
+        if kind_of(network) == "codeformer":
+            self.precision = choose_precision(device, self.precision)
+            if device.type != "cpu":  # now, so that the host counts the bytes that there are
+                mixed(network, self.precision)
         precise, held = self.precision, Held()  # a lambda that holds ``self`` would be a cycle
         self.held = held
         self.restorer = Part(network, lambda: _restorer(network, device, precise, held), held.clear)
@@ -161,6 +162,16 @@ class IDCodeFormerModel:
             network = build(folders.parser_file(), "parser")
             self._parser = Part(network, lambda: _parser(network))
         return self._parser
+
+    @property
+    def has_parser(self) -> bool:
+        """Whether ParseNet was found when it was last needed."""
+        return self._parser is not None
+
+    def judge_of(self, people: LinkedPeople) -> str:
+        """The name of the recogniser that scores likeness to ``people``: the model's where it can."""
+        judged = None if self.recogniser is None else people.by(self.recogniser.ready())
+        return people.people.recogniser if judged is None else judged.recogniser
 
     def detector(self) -> Part:
         """The built-in detector, for images that come without faces."""
@@ -211,21 +222,19 @@ def recogniser_part(name: str) -> Part:
 
 
 def detector_part(name: str) -> Part:
-    """A detector by the name in its combo. SCRFD runs in ONNX Runtime, whose memory the host cannot see."""
-    from ..idcodeformer.weights.loading import build
+    """A detector by the name in its combo. The host cannot see the memory of those that torch does not run."""
+    from ..idcodeformer.detection import open_detector
 
-    path = folders.locate("detector", name)
-    if path.suffix.lower() == ".onnx":
-        return Part(None, lambda: _scrfd(path))
-    network = build(path, "retinaface")
-    return Part(network, lambda: _retinaface(network))
+    network, make = open_detector(folders.locate("detector", name))
+    return Part(network, lambda: make(host.compute_device()))
 
 
-def _restorer(network: Any, device: torch.device, precision: Any, held: Held) -> CodeFormerRestorer:
-    from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
+def _restorer(network: Any, device: torch.device, precision: Any, held: Held) -> Restorer:
+    from ..idcodeformer.restoration.registry import restorer_of
 
-    restorer = CodeFormerRestorer(network, device, precision, in_place=True)
-    restorer.states = HeldStates(held)
+    restorer = restorer_of(network, device, precision, in_place=True)
+    if hasattr(restorer, "states"):
+        restorer.states = HeldStates(held)
     return restorer
 
 
@@ -239,18 +248,6 @@ def _parser(network: nn.Module) -> FaceParser:
     from ..idcodeformer.compositing.parsing import FaceParser
 
     return FaceParser(network, host.compute_device())
-
-
-def _retinaface(network: nn.Module) -> Detector:
-    from ..idcodeformer.detection import RetinaFaceDetector
-
-    return RetinaFaceDetector(network, host.compute_device())
-
-
-def _scrfd(path: Path) -> Detector:
-    from ..idcodeformer.detection import SCRFDDetector
-
-    return SCRFDDetector(path, host.compute_device())
 
 
 def model_of(model: Any) -> IDCodeFormerModel:

@@ -3,42 +3,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from . import convert
 
 if TYPE_CHECKING:
-    from ..idcodeformer.types import FaceReport, RestoreOptions
+    from ..idcodeformer.types import FaceReport
     from .compare import Comparison
-    from .faces import FoundFaces
     from .managed import IDCodeFormerModel
+    from .restoring import Request
     from .stream import Restored
 
 _MOST_LINES = 400
 
 
-def restoration(
-    done: Restored,
-    model: IDCodeFormerModel,
-    frames: convert.Frames,
-    options: RestoreOptions,
-    mask: Tensor | None,
-    given: FoundFaces | None,
-    upscaler: bool,
-) -> str:
-    """What Restore Faces did, face by face; also with those that Detect Faces had left out of ``given``."""
+def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str:
+    """What Restore Faces did, face by face; also with those that Detect Faces had left out."""
+    frames, options, given = asked.frames, asked.options, asked.given
     restored = [line for line in done.report if line.status == "restored"]
     head = f"{len(restored)} of {done.found} faces restored in {len(frames)} frames with {model.name}, w "
     lines = [head + (f"{restored[0].w:g}" if restored else "-")]
     scores = [line.id_sim_input for line in restored if line.id_sim_input is not None]
     if scores:
         lines.append(f"identity to the input: mean {sum(scores) / len(scores):.3f}, lowest {min(scores):.3f}")
-    if mask is not None and len(frames) and convert.masks_for(mask, frames) is None:
+    if asked.mask is not None and len(frames) and convert.masks_for(asked.mask, frames) is None:
         lines.append("mask: the empty placeholder of Load Image, so the whole picture counts")
     if done.masked:
         lines.append(f"nothing to do in {len(done.masked)} of {len(frames)} frames: the mask is black")
-    if options.face_upsample and not upscaler:
+    if options.face_upsample and asked.upscale_model is None:
         lines.append("face_upsample does nothing: no upscale_model is linked")
+    if asked.aligned and (options.upscale != 1 or options.face_upsample):
+        lines.append("aligned: upscale_factor and face_upsample do nothing, the network's size comes out")
+    if asked.people is not None:
+        lines.append(_who_judges(model, asked))
+    if asked.paste_classes == "automatic" and restored and not model.has_parser and not asked.aligned:
+        lines.append("pasted with a soft square: parsing_parsenet.pth is not in models/facedetection")
     if not done.found and (not len(frames) or len(done.masked) < len(frames)):
         lines.append("no face was found")
     left_out = given.left_out if given is not None else []
@@ -46,6 +43,14 @@ def restoration(
         lines + [_face(line) for line in done.report]
         + [f"frame {frame}: a face left out by Detect Faces, {reason}" for frame, reason in left_out]
     )  # fmt: skip
+
+
+def _who_judges(model: IDCodeFormerModel, asked: Request) -> str:
+    """Which recogniser guided and which one the scores are by: one that guided flatters what it guided."""
+    assert asked.people is not None
+    guide, judge = asked.people.people.recogniser, model.judge_of(asked.people)
+    what = f"guided by {guide} towards {', '.join(asked.people.names)}" if asked.guidance.steps else "not guided"
+    return f"{what}, scores by {judge}" + (" itself" if judge == guide and asked.guidance.steps else "")
 
 
 def _face(line: FaceReport) -> str:
@@ -56,6 +61,8 @@ def _face(line: FaceReport) -> str:
         text += f", identity {line.id_sim_input:.3f}"
     if line.id_sim_before is not None and line.id_sim_after is not None:
         text += f", like the reference {line.id_sim_before:.3f} before, {line.id_sim_after:.3f} after"
+    if line.guidance:
+        text += f", {line.guidance}"
     return text
 
 

@@ -1,21 +1,18 @@
 """Restore Faces."""
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 from torch import Tensor
 
-from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
+from ..idcodeformer.errors import BadImage
 from ..idcodeformer.types import RestoreOptions
-from . import convert, faces, host, report, stream
-from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, load_together, model_of
-from .preview import PreviewingRestorer, StagedProgress
-from .upscale import upscaler_of
+from . import convert, folders, report
+from .managed import BUILT_IN_DETECTOR, PARSENET_FILE, IDCodeFormerModel, Kept, model_of
+from .people import people_of
+from .restoring import AUTOMATIC, SQUARE, Request, restored
 
-_FACES_AT_ONCE = 4  # what memory is asked for; the core then takes as many as fit
-SQUARE = "whole square"
-PASTE_CLASSES = ("automatic", "face and hair", "face without hair", "inner face", SQUARE)
+PASTE_CLASSES = (AUTOMATIC, "face and hair", "face without hair", "inner face", SQUARE)
 _INNER_FACE = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # skin, nose, eyes, brows, mouth and lips of ParseNet's labels
 
 
@@ -39,8 +36,12 @@ class RestoreFaces:
     )
     SEARCH_ALIASES = ["codeformer", "face restoration", "restore face", "fix face", "face enhance", "gfpgan", "reactor"]
 
+    def __init__(self) -> None:
+        self._kept = Kept()
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        detectors = folders.choices("detector")
         return {
             "required": {
                 "model": ("ID_CODEFORMER", {"tooltip": "From Load ID-CodeFormer."}),
@@ -117,6 +118,37 @@ class RestoreFaces:
                      "tooltip": "low_band: the broad colours of the face stay those of the input. adain: only the "
                      "network's own match, as in the reference. off: neither."},
                 ),
+                "person": (
+                    "ID_PERSON",
+                    {"tooltip": "From Load Person. Faces that are this person are guided nearer to the photos; "
+                     "strangers are not. The report says what was done to each, and which recogniser judges."},
+                ),
+                "guidance_steps": (
+                    "INT",
+                    {"default": 15, "min": 0, "max": 200,
+                     "tooltip": "With 'person': gradient steps for each face, 15 for most, 40 for tiny ones; it stops "
+                     "by itself before. 0: the person is compared with, nothing is guided."},
+                ),
+                "guidance_strength": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001, "display": "slider",
+                     "tooltip": "With 'person': share of the way to the likeness that two photos of one person have."},
+                ),
+                "aligned": (
+                    "BOOLEAN",
+                    {"default": False,
+                     "tooltip": "Every frame is one aligned face (as 'crops' of Detect Faces): nothing is detected or "
+                     "pasted, and the image comes out in the size of the network."},
+                ),
+                "detector": (
+                    detectors,
+                    {"default": detectors[0], "tooltip": "Finds the faces where 'faces' is not linked."},
+                ),
+                "confidence": (
+                    "FLOAT",
+                    {"default": 0.8, "min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
+                     "tooltip": "How sure the detector must be where 'faces' is not linked."},
+                ),
             },
         }  # fmt: skip
 
@@ -126,70 +158,37 @@ class RestoreFaces:
             return True
         return f"'{paste_classes}' is none of {', '.join(PASTE_CLASSES)}."
 
+    @classmethod
+    def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
+        return folders.fingerprint_of("detector", detector or BUILT_IN_DETECTOR)
+
     def restore(
         self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
         face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
-        min_identity: float = 0.0, colour: str = "low_band",
+        min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
+        guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
+        from ..idcodeformer.guidance.optimise import GuidanceOptions
+
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
             colour=colour if colour_match else "off",
         )  # fmt: skip
-        frames = convert.frames_of(image)
-        _need_recogniser(model_of(model), min_identity, reference)
-        with _giving_up(model), host.work(), upscaler_of(upscale_model) as upscaler:
-            done = _run(model, frames, options, paste_classes, faces, mask, reference, upscaler)
+        asked = Request(
+            convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),
+            GuidanceOptions(guidance_steps, guidance_strength), upscale_model, aligned, detector, confidence,
+        )  # fmt: skip
+        done = restored(model_of(model), asked, self._kept)
         if when_no_face == "error" and not done.found and not done.masked:
             raise BadImage(
                 "No face was found. Lower 'confidence' or 'min_eye_distance' in Detect Faces, or set when_no_face "
                 "to pass."
             )
-        text = report.restoration(done, model, frames, options, mask, faces, upscale_model is not None)
+        text = report.restoration(done, model, asked)
         crops = (convert.joined(parts, model.config.img_size) for parts in (done.after, done.before))
         return done.image, *crops, done.mask, text
-
-
-def _need_recogniser(model: IDCodeFormerModel, min_identity: float, reference: Any) -> None:
-    """Raises BadOption in words of the graph; the host cannot tell before, since the model is a link."""
-    if model.recogniser is None and (min_identity > 0 or reference is not None):
-        wanted = "min_identity" if min_identity > 0 else "reference"
-        raise BadOption(
-            f"'{wanted}' needs a recogniser, and Load ID-CodeFormer has 'none'; choose one there, or "
-            + ("set min_identity to 0." if min_identity > 0 else "unlink reference.")
-        )
-
-
-@contextmanager
-def _giving_up(model: IDCodeFormerModel) -> Iterator[None]:
-    """Drop what is held where memory runs out, so that the next try has more."""
-    try:
-        yield
-    except (OutOfMemory, host.out_of_memory()):
-        model.held.clear()
-        raise
-
-
-def _run(model, frames, options, paste_classes, given, mask, reference, upscaler) -> stream.Restored:
-    """Everything that computes: the pipeline with the model's parts, over all frames."""
-    from .holding import HoldingPipeline, HoldingRecogniser
-
-    model.held.make_room(host.compute_device())
-    found = faces.faces_of(given, frames)
-    masks = convert.masks_for(mask, frames)
-    photos = None if reference is None else convert.frames_of(reference, "reference")
-    detector = model.detector() if found is None or photos is not None else None
-    parser = None if paste_classes == SQUARE else model.parser()
-    parts = [model.restorer, detector, model.recogniser, parser]
-    load_together(parts, model.memory(_FACES_AT_ONCE))
-    progress = StagedProgress(host.Progress(100))
-    tools = [None if part is None else part.ready() for part in parts[1:]]
-    if tools[1] is not None and host.compute_device().type == "cpu":  # on a card embedding costs less than a digest
-        tools[1] = HoldingRecogniser(tools[1], model.held)
-    pipeline = HoldingPipeline(model.held, BUILT_IN_DETECTOR, PreviewingRestorer(model.restorer, progress), *tools)
-    person = None if photos is None else faces.person_in(photos, tools[0], tools[1])
-    return stream.restore(pipeline, frames, options, found, masks, person, upscaler, progress)
 
 
 def _classes(choice: str) -> tuple[int, ...] | None:

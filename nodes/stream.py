@@ -4,9 +4,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from ..idcodeformer.types import Crops, Embeddings, FaceReport, Faces, Restoration, RestoreOptions, Upscaler
+from ..idcodeformer.types import Crops, FaceReport, Faces, Restoration, RestoreOptions
 from . import convert
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ def restore(
     options: RestoreOptions,
     found: Sequence[Faces] | None,
     masks: convert.Masks | None,
-    person: Embeddings | None,
-    upscaler: Upscaler | None,
     progress: StagedProgress,
+    whole: bool = False,
+    **asked: Any,
 ) -> Restored:
-    """Every frame through the pipeline. Where a mask is black nothing is sought and nothing computed."""
+    """Every frame through the pipeline. Where a mask is black nothing is sought and nothing computed.
+
+    ``whole``: each frame is the crop of one face, and is replaced to its edges. ``asked`` goes to the pipeline.
+    """
     from ..idcodeformer.compositing.plan import output_size
 
     size = output_size(*frames.size, options.upscale)
@@ -53,10 +57,9 @@ def restore(
             limits = None if mask is None else list(mask[a:b])
             pipeline.frames = [] if black else frames.digests(start + a, start + b)
             result = pipeline(
-                frames.part(start + a, start + b), options, faces=here, masks=limits, references=person,
-                upscaler=upscaler, progress=progress,
-            )  # fmt: skip
-            _take(done, image, start + a, result, options, limits)
+                frames.part(start + a, start + b), options, faces=here, masks=limits, progress=progress, **asked
+            )
+            _take(done, image, start + a, result, options, limits, whole)
             if black:
                 done.masked += range(start + a, start + b)
                 done.found += 0 if found is None else sum(map(len, found[start + a : start + b]))
@@ -74,9 +77,16 @@ def _runs(mask: Tensor | None, count: int) -> Iterator[tuple[int, int, bool]]:
 
 
 def _take(
-    done: Restored, image: convert.Output, start: int, result: Restoration, options: RestoreOptions, limits: Any
+    done: Restored,
+    image: convert.Output,
+    start: int,
+    result: Restoration,
+    options: RestoreOptions,
+    limits: Any,
+    whole: bool,
 ) -> None:
-    for number, (picture, share) in enumerate(zip(result.images, result.masks), start):
+    pasted = _edge_to_edge(result, options, limits) if whole else (result.images, result.masks)
+    for number, (picture, share) in enumerate(zip(*pasted), start):
         image.write(number, picture)
         done.mask[number].copy_(share[0]).clamp_(0, 1)
     done.found += sum(map(len, result.faces))
@@ -93,6 +103,16 @@ def _take(
     if kept:
         done.before.append(result.crops_in.only(kept).pixels)
         done.after.append(result.crops_out.only(kept).pixels)
+
+
+def _edge_to_edge(result: Restoration, options: RestoreOptions, limits: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures and shares where every picture is a crop: the restored crop takes its place, as far as asked."""
+    images, shares = list(result.images), [torch.zeros_like(share) for share in result.masks]
+    crops = zip(result.crops_out.image_index.tolist(), result.crops_in.pixels, result.crops_out.pixels)
+    for number, before, after in crops:
+        share = options.strength * (torch.ones_like(shares[number]) if limits is None else limits[number])
+        images[number], shares[number] = before + share.to(before.device) * (after - before), share
+    return images, shares
 
 
 def _untouched(crops: Crops, options: RestoreOptions, limits: Any) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_flatten
 
 from idcodeformer.compositing.blend import paste_planned
 from idcodeformer.compositing.parsing import soft_mask
@@ -41,9 +41,9 @@ class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         out = function(*args, **(kwargs or {}))
-        devices = {t.device.type for t in tree_iter((args, kwargs, out)) if isinstance(t, Tensor) and t.ndim}
+        devices = {t.device.type for t in tree_flatten((args, kwargs, out))[0] if isinstance(t, Tensor) and t.ndim}
         indexed_by_bool = name == "index" and any(
-            isinstance(t, Tensor) and t.dtype == torch.bool for t in tree_iter(args[1])
+            isinstance(t, Tensor) and t.dtype == torch.bool for t in tree_flatten(args[1])[0]
         )
         if name in WAITING or indexed_by_bool or len(devices) > 1:
             raise Wait(f"{function} on {sorted(devices)}")

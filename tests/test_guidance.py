@@ -259,7 +259,7 @@ def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, c
     write(tmp_path / "crop.png", Picture(crop))
     common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--reference", bad, "--guide", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mini_recogniser", 1.01)
+        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mini_recogniser", 1.0)
         assert main([*common, "-o", str(tmp_path / "a")]) == 0
     assert main(["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "-o", str(tmp_path / "b")]) == 0
     assert main([*common, "--force-guide", "-o", str(tmp_path / "c")]) == 0
@@ -283,12 +283,18 @@ def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> 
     pipeline = FacePipeline(restorer, None, other, None, recogniser)
     references = [recogniser(pixels[:1]), other(pixels[:1])]
     options = RestoreOptions(gray="off", colour="off")
-    restored, notes = pipeline.restored_crops(pixels, options, EAGER, references)
+    restored, lines = pipeline.restore_aligned(pixels, options, EAGER, references)
     straight = guide(restorer, pixels, references[0], recogniser, options, EAGER, judge=(other, references[1]))
     assert torch.equal(restored, straight.pixels)
+    notes = [line.guidance for line in lines]
     assert all("the recogniser that guided" not in note for note in notes)
     assert [note.startswith("guided by tiny") for note in notes] == [not reason for reason in straight.reasons]
+    assert all(note.endswith(", judged by judge") for note in notes if note.startswith("guided by"))
+    guided = ["tiny" if not reason else "" for reason in straight.reasons]
+    assert [line.guided_by for line in lines] == guided and "tiny" in guided
+    assert [line.judged_by for line in lines] == ["judge"] * 3
+    assert [line.id_sim_after for line in lines] == pytest.approx(likeness(other, restored, references[1]), abs=1e-5)
     with pytest.raises(BadOption, match="not embedded by tiny"):
-        pipeline.restored_crops(pixels, RestoreOptions(), EAGER, [references[1]])
+        pipeline.restore_aligned(pixels, RestoreOptions(), EAGER, [references[1]])
     with pytest.raises(BadOption, match="needs photos"):
-        pipeline.restored_crops(pixels, RestoreOptions(), EAGER)
+        pipeline.restore_aligned(pixels, RestoreOptions(), EAGER)

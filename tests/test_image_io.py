@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from idcodeformer.errors import BadImage, BadOption
 from idcodeformer.files.metadata import Notes, with_jpeg_xmp
 from idcodeformer.files.reading import Picture, find_pictures, read
+from idcodeformer.files.transparency import fill_hidden
 from idcodeformer.files.writing import write, write_bytes
 
 RNG = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_icc_exif_and_resolution_go_along(tmp_path: Path, suffix: str) -> None:
 
 
 def test_alpha_is_kept_and_jpeg_refuses_to_lose_it(tmp_path: Path) -> None:
-    rgba = RNG.integers(0, 256, (6, 9, 4), dtype=np.uint8)
+    rgba = RNG.integers(1, 256, (6, 9, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "a.png")
     picture = read(tmp_path / "a.png")
     assert picture.alpha is not None and picture.alpha.shape == (1, 1, 6, 9)
@@ -100,7 +101,42 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
         wanted = np.asarray(stored.convert("RGBA"))
     picture = read(tmp_path / "a.png")
     assert picture.alpha is not None and float(picture.alpha.min()) == 0
-    np.testing.assert_array_equal(levels(picture), wanted[:, :, :3])
+    shown = wanted[:, :, 3] > 0
+    np.testing.assert_array_equal(levels(picture)[shown], wanted[:, :, :3][shown])
+
+
+@pytest.mark.parametrize("kind", [".png", ".webp", ".gif"])
+def test_what_alpha_hides_comes_from_what_shows_around_it(tmp_path: Path, kind: str) -> None:
+    y, x = np.mgrid[:41, :30]
+    disc = (x - 15) ** 2 + (y - 20) ** 2 < 100
+    shown = np.stack([120 + x, 90 + y, 60 + 0 * x], -1)
+    frames = []
+    for hidden in ((0, 255, 0), (255, 0, 255)):
+        rgb = np.where(disc[..., None], shown, hidden)
+        frames.append(Image.fromarray(np.concatenate([rgb, 255 * disc[..., None]], -1).astype(np.uint8)))
+    file = tmp_path / f"a{kind}"
+    frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True, exact=True, duration=50, disposal=2)
+    picture = read(file)
+    assert picture.alpha is not None and len(picture.frames) == 2
+    inside = torch.from_numpy(disc)
+    error = (picture.frames[0] - torch.from_numpy(shown).permute(2, 0, 1) / 255).abs() * 255
+    assert float(error[:, inside].max()) <= (20 if kind == ".gif" else 0.01)
+    assert float(error[:, ~inside].max()) < 30  # the disc's colours reach over 15 px of a gradient
+    np.testing.assert_allclose(picture.frames[0], picture.frames[1], atol=0.1 if kind == ".gif" else 1e-6)
+    write(tmp_path / f"b{kind}", picture)
+    back = np.asarray(Image.open(tmp_path / f"b{kind}").convert("RGBA"))
+    np.testing.assert_array_equal(back[..., 3], 255 * disc)
+
+
+def test_filling_leaves_what_shows_and_survives_the_edges() -> None:
+    frames, alpha = torch.rand(2, 3, 7, 5), torch.rand(2, 1, 7, 5).clamp(min=0.01)
+    assert torch.equal(fill_hidden(frames, alpha), frames)
+    alpha[0, :, :6] = 0
+    filled = fill_hidden(frames, alpha)
+    assert torch.equal(filled[0, :, 6], frames[0, :, 6]) and torch.equal(filled[1], frames[1])
+    mean = (frames[0, :, 6] * alpha[0, :, 6]).sum(-1) / alpha[0, :, 6].sum()
+    assert float((filled[0, :, 0].mean(-1) - mean).abs().max()) < 0.25
+    assert not fill_hidden(frames, torch.zeros_like(alpha)).any()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])

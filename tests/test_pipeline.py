@@ -312,13 +312,13 @@ def test_a_face_that_overflows_half_precision_is_restored_in_fp32():
 
     crops = torch.rand(3, 3, Half.size, Half.size)
     options = RestoreOptions(colour="off", gray="off")
-    restored, _ = FacePipeline(Half()).restored_crops(crops, options)
-    torch.testing.assert_close(restored, FacePipeline(Invert()).restored_crops(crops, options)[0])
+    restored, _ = FacePipeline(Half()).restore_aligned(crops, options)
+    torch.testing.assert_close(restored, FacePipeline(Invert()).restore_aligned(crops, options)[0])
     assert asked == [1]
 
     with pytest.raises(BadImage, match="fp32 too"):
         crops = torch.rand(2, 3, Half.size, Half.size)
-        FacePipeline(Always()).restored_crops(crops, options)
+        FacePipeline(Always()).restore_aligned(crops, options)
 
 
 class Always:
@@ -349,7 +349,7 @@ def test_mistakes_get_a_sentence(recogniser):
         FacePipeline(Invert(), Given(FACES))([SMALL], references=[SMALL])
     with pytest.raises(BadOption, match="needs a detector|need a detector"):
         FacePipeline(Invert(), None, recogniser)([SMALL], faces=[FACES[(80, 90)]], references=[SMALL])
-    with pytest.raises(BadOption, match="other and colour|colour and other"):
+    with pytest.raises(BadOption, match="by colour but by other"):
         run([SMALL], references=Embeddings(torch.ones(1, 3), "other"))
     with pytest.raises(BadImage, match="NaN"):
         run([SMALL * math.nan])

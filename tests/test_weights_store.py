@@ -42,7 +42,7 @@ def test_registry_is_complete_and_consistent():
     files = [f for w in registry.WEIGHTS for f in (w.file, *w.aliases)]
     assert len(set(names)) == len(names) and len(set(files)) == len(files)
     for weight in registry.WEIGHTS:
-        assert weight.licence and weight.kind in (*loading.KINDS, "scrfd", "upscaler")
+        assert weight.licence and weight.kind in (*loading.KINDS, *registry.OTHER_RUNTIMES, "upscaler")
         assert weight.sha256 is None or re.fullmatch("[0-9a-f]{64}", weight.sha256)
         assert weight.embedded or weight.source.startswith("https://")
     codeformer = registry.by_name("codeformer")

@@ -16,12 +16,13 @@ from ..files.origin import fingerprint, origin_of
 from ..files.reading import Picture, decode, read
 from ..files.writing import check_size, encode, write
 from ..runtime.memory import is_out_of_memory
-from ..types import Embeddings, FaceReport, Progress, Restoration
-from .models import default_model, embed_person, load_pipeline
-from .outcome import COMPARE, CROPPED, FINAL, RESTORED, Outcome, Restored
+from ..types import Embeddings, Progress, Restoration
+from .models import default_model, embed_person, load_galleries, load_pipeline
+from .outcome import COMPARE, CROPPED, FINAL, RESTORED, Outcome, Restored, marked
 from .settings import RestoreSettings
 
 if TYPE_CHECKING:
+    from ..identity.known import Galleries
     from ..pipeline import FacePipeline
 
 _SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
@@ -30,8 +31,8 @@ _SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
 class RestoreJob:
     """Networks loaded once, then one picture after another. May be sent to another process before ``load``.
 
-    ``pipeline`` and ``references`` may be given by who holds them already; ``load`` builds what is missing.
-    ``failed`` is called with every exception that became an outcome.
+    ``pipeline``, ``references`` and ``people`` may be given by who holds them already; ``load`` builds what is missing.
+    ``failed`` is called with every exception that became an outcome, ``tell`` with what is to be known of the people.
     """
 
     def __init__(
@@ -40,8 +41,11 @@ class RestoreJob:
         pipeline: FacePipeline | None = None,
         references: Embeddings | Sequence[Embeddings] | None = None,
         failed: Callable[[Exception], None] | None = None,
+        people: Galleries | None = None,
+        tell: Callable[[str], None] | None = None,
     ):
         self.settings, self.pipeline, self.references, self.failed = settings, pipeline, references, failed
+        self.people, self.tell = people, tell
         self.upscaler: Callable[[Tensor], Tensor] | None = None
         self.model = settings.models.restorer
         # An extra beside a missing result is left from an interrupted run.
@@ -59,6 +63,8 @@ class RestoreJob:
             self.upscaler = load_upscaler(models.upscaler, models.device, models.upscaler_tile)
         if settings.references and self.references is None:
             self.references = self._embedded(self.pipeline)
+        if settings.people is not None and self.people is None:
+            self.people = load_galleries(settings.people, self.pipeline, self.tell)
         return self
 
     def _embedded(self, pipeline: FacePipeline) -> list[Embeddings]:
@@ -160,47 +166,22 @@ class RestoreJob:
             upscaler=self.upscaler,
             progress=progress,
             guidance=settings.guidance,
+            people=self.people,
         )
         frames = result.images[0][None] if len(result.images) == 1 else torch.stack(result.images)
         restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
-        return Restored(restored, result.report, result)
+        return Restored(marked(restored, result.report, self.model), result.report, result)
 
     def _crop(self, picture: Picture, progress: Progress | None) -> Restored:
         """The picture is a crop already: no detection, no pasting (reference: has_aligned)."""
         pipeline, options = self._loaded(), self.settings.options
         side = pipeline.restorer.size
         pixels = F.interpolate(picture.frames, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
-        faces, notes = pipeline.restored_crops(pixels, options, self.settings.guidance, self.references, progress)
-        faces = pixels + options.strength * (faces - pixels)
-        lines = self._crop_lines(pixels, faces, notes)
-        for number, line in enumerate(lines):
-            if line.status == "skipped":
-                faces[number] = pixels[number]
-        return Restored(replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0])), tuple(lines))
-
-    def _crop_lines(self, before: Tensor, after: Tensor, notes: Sequence[str]) -> list[FaceReport]:
-        from ..identity.recogniser import cosine
-
-        side, least = float(before.shape[-1]), self.settings.options.min_identity
-        recogniser, person = self._loaded().recogniser, self.references
-        if person is not None and not isinstance(person, Embeddings):
-            person = person[0]
-        lines = []
-        for frame in range(len(before)):
-            w = self.settings.options.w
-            line = FaceReport(frame, 0, (0.0, 0.0, side, side), 1.0, "restored", "aligned input", w)
-            line = replace(line, guidance=notes[frame] if notes else "")
-            if recogniser is not None:
-                old, new = recogniser(before[frame : frame + 1]), recogniser(after[frame : frame + 1])
-                score = float(cosine(old, new))
-                line = replace(line, id_sim_input=score)
-                if person is not None:
-                    to_old, to_new = (float(cosine(e, person)) for e in (old, new))
-                    line = replace(line, id_sim_before=to_old, id_sim_after=to_new)
-                if score < least:
-                    line = replace(line, status="skipped", reason=f"identity {score:.2f} is below {least:g}")
-            lines.append(line)
-        return lines
+        faces, lines = pipeline.restore_aligned(
+            pixels, options, self.settings.guidance, self.references, self.people, progress
+        )
+        restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
+        return Restored(marked(restored, lines, self.model), lines)
 
     def _loaded(self) -> FacePipeline:
         if self.pipeline is None:
@@ -256,17 +237,19 @@ class RestoreJob:
         if settings.compare:
             sheet = comparison(picture.frames, restored.picture.frames, result)
             file = self._out() / COMPARE / target.with_name(f"{target.name}{settings.suffix}.png")
-            write(file, Picture(sheet[None]), self.replace_extras)
+            write(file, marked(Picture(sheet[None]), result.report, self.model), self.replace_extras)
 
     def _save_crops(self, target: Path, result: Restoration, animated: bool) -> None:
         counts: dict[int, int] = {}
         for index, image in enumerate(result.crops_in.image_index.tolist()):
             number = counts[image] = counts.get(image, -1) + 1
             stem = f"{target.name}_{image:06d}_{number:02d}" if animated else f"{target.name}_{number:02d}"
-            suffixes = ((CROPPED, result.crops_in, ""), (RESTORED, result.crops_out, self.settings.suffix))
-            for folder, crops, suffix in suffixes:
+            lines = [line for line in result.report if line.crop == index]
+            parts = ((CROPPED, result.crops_in, "", []), (RESTORED, result.crops_out, self.settings.suffix, lines))
+            for folder, crops, suffix, told in parts:
                 file = self._out() / folder / target.with_name(f"{stem}{suffix}.png")
-                write(file, Picture(crops.pixels[index : index + 1].cpu()), self.replace_extras)
+                face = marked(Picture(crops.pixels[index : index + 1].cpu()), told, self.model)
+                write(file, face, self.replace_extras)
 
 
 def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:

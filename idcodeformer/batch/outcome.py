@@ -1,7 +1,8 @@
 """What became of a picture."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..files.reading import Picture
@@ -9,6 +10,7 @@ from ..types import FaceReport, Restoration
 
 # Folders of results, as the reference names them.
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
+GUIDED_KEY = "IDCodeFormer guidance"  # of the text field in a PNG
 
 
 @dataclass
@@ -44,3 +46,16 @@ class Restored:
     def status(self) -> str:
         found = self.result is None or any(face.status == "restored" for face in self.faces)
         return "restored" if found else "no face"
+
+
+def marked(picture: Picture, faces: Sequence[FaceReport], model: str) -> Picture:
+    """The picture with a text, which PNG files keep, where photos of a person guided one of ``faces``."""
+    from .. import __version__
+
+    guides = sorted({face.guided_by for face in faces if face.guided_by})
+    if not guides:
+        return picture
+    text = f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {', '.join(guides)}, "
+    others = tuple(each for each in picture.notes.texts if each[0] != GUIDED_KEY)
+    texts = (*others, (GUIDED_KEY, f"{text}idcodeformer {__version__}"))
+    return replace(picture, notes=replace(picture.notes, texts=texts))

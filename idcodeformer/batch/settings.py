@@ -21,8 +21,8 @@ class ModelChoice:
     restorer: str = ""  # "": codeformer where it has been downloaded, else the built-in mini_id_codeformer
     detector: str = "retinaface_mobile0.25"
     recogniser: str = "mini_recogniser"  # "none": nothing is scored
-    parser: str = "auto"  # "auto": ParseNet where it has been downloaded, else mini_parser; "none": no labels
-    guide: str = ""  # recogniser that guides; "": the one that scores
+    parser: str = "auto"  # "auto": ParseNet where it has been downloaded; "none": a soft square
+    guide: str = ""  # recogniser that guides; "": another one than scores where there is one, else the same
     upscaler: str = ""  # of the background; "" or "none": interpolation
     upscaler_tile: int = 400  # px; 0: whole pictures
     device: str | None = None  # None: the best there is
@@ -46,12 +46,15 @@ class RestoreSettings:
     skip_existing: bool = False
     save_crops: bool = False  # also write every face before and after
     compare: bool = False  # also write a sheet of before and after
+    people: str | Path | None = None  # folder with a sub-folder of photos for each person, or a file made from one
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
             raise BadOption(f"The format is {self.format!r}; choose one of {', '.join(FORMATS)}.")
-        if self.guidance.steps and not self.references:
-            raise BadOption("Guidance needs photos of the person; give references, or guidance steps of 0.")
+        if self.guidance.steps and not self.references and self.people is None:
+            raise BadOption("Guidance needs photos of the person; give references or people, or guidance steps of 0.")
+        if self.references and self.people is not None:
+            raise BadOption("Reference photos and a gallery of people were given; give one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; photos that were given as bytes are named by their fingerprint."""

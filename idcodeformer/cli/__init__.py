@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..errors import BadOption, IDCodeFormerError
+from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
 from ..types import Border, Colour, GrayMode, Order
 from .models import add_models_parser
@@ -73,12 +74,9 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
-    look.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
-    look.add_argument("--guide", type=int, default=0, metavar="STEPS",
-                      help="steps that bring a face nearer to the person on --reference, e.g. 15; default 0")
-    look.add_argument("--guide-strength", type=float, default=1.0, metavar="0..1", help="how near, default 1")
-    look.add_argument("--guide-by", metavar="NAME", help="recogniser that guides, so that --recogniser can judge")
-    look.add_argument("--force-guide", action="store_true", help="guide faces that do not look like the person, too")
+    look.add_argument("--target-identity", type=float, default=0.0, metavar="0..1", help="for each face the lowest w "
+                      "whose result is this like the person on the photos, or like the input without; -w is not used")
+    _add_guidance(sub.add_argument_group("guidance by photos of the person"))
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
@@ -89,6 +87,23 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     _add_recogniser(models)
     _add_device(models)
     _add_faces(sub)
+
+
+def _add_guidance(group) -> None:
+    group.add_argument("--reference", nargs="+", metavar="PHOTO", help="photos of the person, to score against")
+    _add_gallery(group)
+    group.add_argument("--guide", type=int, default=0, metavar="STEPS",
+                       help="steps that bring a face nearer to the person on the photos, e.g. 15; default 0")
+    group.add_argument("--guide-strength", type=float, default=1.0, metavar="0..1", help="how near, default 1")
+    group.add_argument("--guide-by", metavar="NAME", help="recogniser that guides; default another one than "
+                       "--recogniser where there is one, so that this can judge")
+    group.add_argument("--judge", metavar="NAME", help="recogniser that scores; --recogniser then guides")
+    group.add_argument("--force-guide", action="store_true", help="guide faces that do not look like the person, too")
+
+
+def _add_gallery(group) -> None:
+    group.add_argument("--people", metavar="FOLDER", help="a folder with a sub-folder of photos for each person, or a "
+                       "file that 'people' made of it: faces are named, one person to one face")
 
 
 def _add_inputs(sub: argparse.ArgumentParser) -> None:
@@ -126,6 +141,8 @@ def _add_detect(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--draw", metavar="FOLDER", help="write the pictures with their faces marked")
     sub.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     sub.add_argument("--json", metavar="FILE", help="write the faces as JSON; - for standard output")
+    _add_gallery(sub)
+    _add_recogniser(sub)
     _add_device(sub)
     _add_faces(sub)
 
@@ -139,6 +156,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--threshold", type=float, default=0.35, help="same person from here on, default 0.35")
     sub.add_argument("--json", metavar="FILE", help="write the scores as JSON; - for standard output")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")
+    _add_gallery(sub)
     _add_recogniser(sub)
     _add_device(sub)
     _add_faces(sub)
@@ -256,6 +274,7 @@ def _run(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
         keep_pages()
     try:
+        lift_pillows_limit()
         return args.handler(args)
     except KeyboardInterrupt:
         print("Interrupted; every file that is there is whole.", file=sys.stderr)

@@ -89,8 +89,10 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
     if args.batch_size < 0:
         raise BadOption(f"--batch-size is {args.batch_size}; give a number of faces, or 0 for what fits the memory.")
     check_tile(args.bg_tile)
-    if args.guide and not args.reference:
-        raise BadOption("--guide needs --reference PHOTO: other photos of the person.")
+    if args.guide and not args.reference and not args.people:
+        raise BadOption("--guide needs --reference PHOTO, other photos of the person, or --people FOLDER.")
+    if args.reference and args.people:
+        raise BadOption("--reference and --people were given; put the photos into a folder of --people.")
     if args.no_hair and args.parser == "none":
         raise BadOption("--no-hair needs a face parser; leave --parser none out.")
     options = RestoreOptions(
@@ -104,6 +106,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         batch_size=args.batch_size,
         min_identity=args.min_identity,
         colour=args.colour,
+        identity_target=args.target_identity,
     )
     return options, detect_options_of(args)
 
@@ -112,14 +115,16 @@ def settings_of(
     args: argparse.Namespace, out: Path, options: RestoreOptions, detect_options: DetectOptions
 ) -> RestoreSettings:
     """The arguments as settings of a job. Raises BadOption."""
-    if args.reference and args.recogniser.lower() == "none":
-        raise BadOption("--reference needs a recogniser; leave --recogniser none out.")
+    scorer = args.judge or args.recogniser
+    for name in ("reference", "people", "target_identity"):
+        if getattr(args, name) and scorer.lower() == "none":
+            raise BadOption(f"--{name.replace('_', '-')} needs a recogniser; leave --recogniser none out.")
     models = ModelChoice(
         restorer=args.model or "",
         detector=args.detector,
-        recogniser=args.recogniser,
+        recogniser=scorer,
         parser=args.parser,
-        guide=args.guide_by or "",
+        guide=args.guide_by or (args.recogniser if args.judge else ""),
         upscaler=args.bg_upsampler or "",
         upscaler_tile=args.bg_tile,
         device=args.device,
@@ -139,6 +144,7 @@ def settings_of(
         skip_existing=args.skip_existing,
         save_crops=args.save_crops,
         compare=args.compare,
+        people=args.people,
     )
 
 
@@ -147,7 +153,7 @@ def _loaded(settings: RestoreSettings, args: argparse.Namespace) -> RestoreJob:
     given = {"--upscale": args.upscale != 1, "--compare": args.compare, "--save-crops": args.save_crops}
     if args.aligned and any(given.values()):
         note(f"--aligned writes restored crops alone: {', '.join(k for k, v in given.items() if v)} is left out.")
-    job = RestoreJob(settings, failed=_show if args.debug else None).load()
+    job = RestoreJob(settings, failed=_show if args.debug else None, tell=note).load()
     if job.upscaler is None and args.face_upsample and args.upscale > 1:
         note("--face-upsample has no upscaler: faces are enlarged by interpolation; name one with --bg-upsampler.")
     restorer = job.pipeline.restorer
@@ -222,7 +228,7 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
                 report.add(outcome.entry())
             bar.update(number + 1 - bar.n)
             stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
-            bar.write(printable(describe(outcome)), file=stream)
+            bar.write(printable(describe(outcome, args.target_identity > 0)), file=stream)
 
 
 def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
@@ -234,26 +240,36 @@ def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-def describe(outcome: Outcome) -> str:
-    """One line a person reads."""
+def describe(outcome: Outcome, faithful: bool = False) -> str:
+    """One line a person reads; with ``faithful`` it tells each face's w."""
     if outcome.error:
         return f"{outcome.input}: {outcome.status}: {outcome.error}"
     if outcome.status == "kept":
         return f"{outcome.input} -> {outcome.output}: kept, the result was there"
-    skipped = [face for face in outcome.faces if face["status"] == "skipped"]
-    scores = [face["id_sim_input"] for face in outcome.faces if face.get("id_sim_input") is not None]
-    parts = [f"{outcome.restored} face{'s' * (outcome.restored != 1)} restored" if outcome.faces else "no face found"]
+    faces = outcome.faces
+    skipped = [face for face in faces if face["status"] == "skipped"]
+    scores = [face["id_sim_input"] for face in faces if face.get("id_sim_input") is not None]
+    parts = [f"{outcome.restored} face{'s' * (outcome.restored != 1)} restored" if faces else "no face found"]
+    if names := [face["person"] or "nobody known" for face in faces if face["status"] != "skipped"]:
+        if any(face["person"] for face in faces):
+            parts.append("shows " + ", ".join(names))
     if scores:
         parts.append("ID-Sim to the input " + " ".join(f"{score:.2f}" for score in scores))
-    guided = [face["guidance"] for face in outcome.faces if face.get("guidance")]
-    if guided:
+    if faithful:
+        parts.append("w " + " ".join(f"{face['w']:.2f}" for face in faces if face["w"] is not None))
+        parts += sorted({face["reason"] for face in faces if face["reason"].startswith("identity target")})
+    if guided := [_guided(face) for face in faces if face.get("guidance")]:
         parts.append("; ".join(guided))
-    pairs = [(f["id_sim_before"], f["id_sim_after"]) for f in outcome.faces if f.get("id_sim_after") is not None]
+    pairs = [(f["id_sim_before"], f["id_sim_after"]) for f in faces if f.get("id_sim_after") is not None]
     if pairs:
         parts.append("to the references " + " ".join(f"{before:.2f}>{after:.2f}" for before, after in pairs))
     if skipped:
         parts.append(f"{len(skipped)} skipped ({'; '.join(sorted({face['reason'] for face in skipped}))})")
     return f"{outcome.input} -> {outcome.output}: {', '.join(parts)}, {outcome.seconds:.1f} s"
+
+
+def _guided(face: dict[str, Any]) -> str:
+    return f"{face['person']}: {face['guidance']}" if face["person"] else face["guidance"]
 
 
 def _summary(outcomes: list[Outcome]) -> int:

@@ -114,6 +114,14 @@ class RetinaFaceDetector:
         faces = _merge(torch.cat(found), len(batch))
         return refine(self._see, batch, faces, self.device) if self.steady else faces
 
+    @torch.inference_mode()
+    def look_again(self, images: Sequence[Tensor], faces: Sequence[Faces]) -> tuple[Faces, ...]:
+        """``faces`` that are known to be about there, with landmarks seen in crops of ``images``: a tenth of a search.
+
+        A face that its crop does not show keeps its landmarks; boxes and scores stay.
+        """
+        return refine(self._see, check_images(images), faces, self.device)
+
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""
         outputs = self._forward(self._inputs(pixels))

@@ -38,11 +38,13 @@ def comparison(before: Tensor, after: Tensor, result: Restoration) -> Tensor:
 
 def face_caption(line: FaceReport) -> str:
     """What is known of one face in a few words."""
-    parts = [f"face {line.face}  {line.score:.2f}"]
+    parts = [f"face {line.face}  {line.score:.2f}", *([line.person] if line.person else [])]
     if line.id_sim_input is not None:
         parts.append(f"ID-Sim {line.id_sim_input:.2f}")
     if line.id_sim_after is not None:
         parts.append(f"ref {line.id_sim_before:.2f}>{line.id_sim_after:.2f}")
+    if line.guided_by:
+        parts.append("guided")
     return "  ".join(parts)
 
 
@@ -63,8 +65,8 @@ def stacked(sheets: Sequence[Tensor]) -> Tensor:
     return _tensor(_stack([_image(sheet, (sheet.shape[-1], sheet.shape[-2])) for sheet in sheets], margin=0))
 
 
-def marked(picture: Tensor, faces: Faces) -> Tensor:
-    """``picture`` [3,H,W] with a box, five points and number and score drawn for every face."""
+def marked(picture: Tensor, faces: Faces, names: Sequence[str] | None = None) -> Tensor:
+    """``picture`` [3,H,W] with a box, five points, number, score and name drawn for every face."""
     from PIL import ImageDraw
 
     image = _image(picture, (picture.shape[-1], picture.shape[-2]))
@@ -75,7 +77,7 @@ def marked(picture: Tensor, faces: Faces) -> Tensor:
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=_MARK, width=thick)
         for x, y in face.landmarks.tolist():
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=_MARK)
-        text = f"{number}  {face.score:.2f}"
+        text = f"{number}  {face.score:.2f}" + (f"  {names[number]}" if names else "")
         left, top, right, bottom = draw.textbbox((x0, max(0, y0 - _TEXT - 4)), text, font=_font())
         draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_INK)
         draw.text((x0, max(0, y0 - _TEXT - 4)), text, fill=_PAPER, font=_font())

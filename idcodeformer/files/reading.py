@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import BadImage
+from ..errors import BadImage, BadOption
 from ..runtime.memory import is_out_of_memory
 from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
+from .limits import VARIABLE, formats, most_pixels
 from .metadata import Notes, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
+from .transparency import fill_hidden
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MOST_PIXELS = 178_956_970  # of all frames together; Pillow's own limit for a still picture
 _ANIMATED = {"GIF": ".gif", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif"}
 _ORIENTATION = 0x0112
 
@@ -29,7 +30,7 @@ _ORIENTATION = 0x0112
 class Picture:
     """A picture file in memory. Still pictures have one frame."""
 
-    frames: Tensor  # [F,3,H,W] float32 RGB in [0,1], upright
+    frames: Tensor  # [F,3,H,W] float32 RGB in [0,1], upright; filled from what shows where alpha is 0
     alpha: Tensor | None = None  # [F,1,H,W] in [0,1]
     bits: int = 8  # per channel in the file: 8 or 16
     gray: bool = False  # the file has one channel
@@ -57,7 +58,8 @@ def read(path: str | Path) -> Picture:
 
     Gray, palette, CMYK, alpha, 1-bit and 16-bit files and animations (GIF, APNG, WebP, AVIF: every frame) are all
     read. Raises BadImage, with the file's name and a remedy, for what is missing, empty, truncated, no picture at all,
-    several pages of a document, floating point, or beyond Pillow's limit against decompression bombs (179 megapixels).
+    several pages of a document, floating point, or beyond the limit against decompression bombs (``most_pixels``). Only
+    formats that Pillow decodes itself are read: an EPS, which it hands to Ghostscript, is not.
     """
     path = Path(path)
     return decode(_bytes_of(path), path)
@@ -73,7 +75,7 @@ def decode(data: bytes, name: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(data, path)
-    except BadImage:
+    except (BadImage, BadOption):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise BadImage(_explain(path, data, error)) from error
@@ -103,10 +105,16 @@ def _explain(path: Path, data: bytes, error: Exception) -> str:
         kind = "a web page" if data.lstrip()[:5].lower() in (b"<!doc", b"<html") else "not a picture that can be read"
         return f"{path} is {kind}; give a PNG, JPEG, WebP, TIFF, BMP or GIF file."
     if isinstance(error, Image.DecompressionBombError):
-        return f"{path} has more than 179 megapixels; scale it down or cut it into parts first."
+        return too_large(path)
     if is_out_of_memory(error):
         return f"{path} does not fit into memory; close other programs, or scale it down first."
     return f"{path} is damaged or truncated ({str(error) or type(error).__name__}); copy or download it again."
+
+
+def too_large(path: Path) -> str:
+    """What is said of a picture beyond the limit."""
+    most = most_pixels() / 1e6
+    return f"{path} has more than {most:.0f} megapixels; scale it down, cut it into parts, or set {VARIABLE} higher."
 
 
 def _optional(path: Path, data: bytes) -> tuple[str, str] | None:
@@ -125,7 +133,9 @@ def _decode(data: bytes, path: Path) -> Picture:
 
     if kind := _optional(path, data):
         decoder_is_there(*kind)
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=formats()) as image:
+        if image.width * image.height > most_pixels():  # Pillow's own limit may be lifted by a host
+            raise BadImage(too_large(path))
         count = getattr(image, "n_frames", 1)
         orientation = orientation_of(image)
         if count > 1 and image.format == "TIFF":
@@ -148,13 +158,15 @@ def _decode(data: bytes, path: Path) -> Picture:
         else:
             frame, alpha, facts = _eight_bit(image)
         frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
+        if alpha is not None:
+            frame = fill_hidden(frame, alpha)
         return Picture(frame, alpha, notes=read_notes(image), **(common | facts))
 
 
 def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Picture:
     from PIL import ImageSequence
 
-    if image.n_frames * image.width * image.height > _MOST_PIXELS:
+    if image.n_frames * image.width * image.height > most_pixels():
         raise BadImage(f"{path} has {image.n_frames} frames of {image.width}x{image.height}; cut it into parts.")
     poster = bool(getattr(image, "default_image", False))
     frames, alphas, durations = [], [], []
@@ -166,7 +178,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
         alphas.append(rgba[:, 3:])
     alpha = torch.cat(alphas)
     return Picture(
-        torch.cat(frames),
+        fill_hidden(torch.cat(frames), alpha),
         None if bool((alpha == 1).all()) else alpha,
         icc=image.info.get("icc_profile"),
         durations=tuple(durations),

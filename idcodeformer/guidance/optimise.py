@@ -75,9 +75,9 @@ class Guided:
     reasons: tuple[str, ...]  # "" where the guided face is returned
 
 
-def told(result: Guided, recogniser: str, judged: bool) -> tuple[str, ...]:
-    """A line for every face; without a second recogniser as judge it says that the score is the guide's own."""
-    own = "" if judged else "; the score is by the recogniser that guided"
+def told(result: Guided, recogniser: str, judge: str) -> tuple[str, ...]:
+    """A line for every face; without the name of a second recogniser as judge it says that the score is the guide's."""
+    own = f", judged by {judge}" if judge else "; the score is by the recogniser that guided"
     return tuple(
         reason or f"guided by {recogniser}, {before:.2f} to {after:.2f} in {steps} steps{own}"
         for reason, before, after, steps in zip(result.reasons, result.before, result.after, result.steps)
@@ -110,17 +110,19 @@ def guide(
     w: Tensor | None = None,
     judge: tuple[IdentityRecogniser, Embeddings] | None = None,
     progress: Progress | None = None,
+    unguided: Tensor | None = None,
 ) -> Guided:
     """Restore ``pixels`` [N,3,S,S] in [0,1] towards the person of ``target``, one embedding for all faces or one each.
 
     ``recogniser`` made ``target`` and guides. ``w`` [N] gives each face its own fidelity. ``judge``: another recogniser
     and the same people's embeddings by it; a face that is less like them by it than unguided is not returned.
-    ``progress(done, total, "guiding")`` is called after every step and may raise to cancel. Works inside
-    ``torch.inference_mode``. Raises BadOption for embeddings of another recogniser or number, OutOfMemory.
+    ``progress(done, total, "guiding")`` is called after every step and may raise to cancel. ``unguided``: the faces as
+    the restorer makes them at that fidelity, where they are at hand. Works inside ``torch.inference_mode``. Raises
+    BadOption for embeddings of another recogniser or number, OutOfMemory.
     """
     options, guidance = options or RestoreOptions(), guidance or GuidanceOptions()
     vectors = _vectors(target, recogniser, len(pixels))
-    unguided = restorer(pixels, options, None, w)
+    unguided = restorer(pixels, options, None, w) if unguided is None else unguided
     out, steps = unguided.clone(), [0] * len(pixels)
     refused = ["" if guidance.force else refusal(c, recogniser.name) for c in _cosines(recogniser, unguided, vectors)]
     open_to = torch.tensor([i for i, why in enumerate(refused) if not why], dtype=torch.int64)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Sequence
 
@@ -55,7 +56,7 @@ class IdentityRecogniser:
         crops = warp(images, torch.from_numpy(np.stack(fits)).float(), index, _SIDE)
         return self._embed(crops, lambda x: x)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the weights in float32, the same for every file format, precision apart, and device."""
         found = hashlib.sha256()

@@ -16,7 +16,7 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Base of the recognisers' configs. ``to_dict`` gives JSON values, ``from_dict`` takes them back."""
+    """Base of every network's config. ``to_dict`` gives JSON values, ``from_dict`` takes them back."""
 
     def to_dict(self) -> dict[str, Any]:
         return {k: _plain(v) for k, v in asdict(self).items()}

@@ -20,7 +20,7 @@ class EmbeddingNet(nn.Module):
     input_size: int = 112  # px, height of what ``embed`` sees
     input_width: int = 112  # px, width of what ``embed`` sees; narrower than the height: the middle columns
     embedding_dim: int = 512
-    colour: Literal["rgb", "gray"] = "rgb"
+    colour: Literal["rgb", "bgr", "gray"] = "rgb"
     pixel_scale: float = 1.0  # factor from [-1,1] to the range the weights were trained on
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,12 +36,14 @@ class EmbeddingNet(nn.Module):
         raise NotImplementedError
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Resize (bilinear, anti-aliased), turn gray, cut columns and scale, as far as this network asks for it."""
+        """Resize (bilinear, anti-aliased), order or merge colours, cut columns and scale, as this network asks for."""
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"A recogniser takes [N,3,S,S], not {list(x.shape)}.")
         x = resize(x, self.input_size)
         if self.colour == "gray":
             x = torch.einsum("nchw,c->nhw", x, x.new_tensor(GRAY_WEIGHTS)).unsqueeze(1)
+        elif self.colour == "bgr":
+            x = x.flip(1)
         if self.input_width < self.input_size:
             left = (self.input_size - self.input_width) // 2
             x = x[..., left : left + self.input_width]

@@ -7,16 +7,17 @@ Every block list is derived from one config, so smaller networks come from the s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import NetworkConfig
+
 
 @dataclass(frozen=True)
-class VQGANConfig:
+class VQGANConfig(NetworkConfig):
     """Every number of the autoencoder. The defaults are the published 512-px network."""
 
     img_size: int = 512  # px, side of the square input
@@ -49,17 +50,6 @@ class VQGANConfig:
     def channels_at(self, side: int) -> int:
         """Channels where feature maps are ``side`` px wide."""
         return self.nf * self.ch_mult[round(math.log2(self.img_size / side))]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]):
-        """Build from a plain mapping; an unknown key raises TypeError naming it."""
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}.")
-        return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
 
 
 def group_norm(channels: int, least: int = 1) -> nn.GroupNorm:

@@ -8,7 +8,7 @@ from typing import Protocol, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BadImage, BadOption, UnsupportedWeights
+from ..errors import BadImage, BadOption
 from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
@@ -126,6 +126,14 @@ class CodeFormerRestorer:
             self.states.put(crop, state if len(crops) == 1 else _one(state, number))
         return state
 
+    def decode(self, state: CodeState, w: float | Tensor, options: RestoreOptions | None = None) -> Tensor:
+        """Restored faces [N,3,S,S] in [0,1] of a state of ``encode`` at fidelity ``w`` (float, or tensor [N])."""
+        options = options or RestoreOptions()
+        each = _checked(w, len(state.quant)).to(self.device, torch.float32) if isinstance(w, Tensor) else w
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            image = self._engine.decode(state, each, options.latent_match).float()
+        return image.clamp(-1, 1).add(1).mul(0.5)
+
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
     ) -> Tensor:
@@ -185,15 +193,14 @@ def load_restorer(
     """A restorer from a weight file (.pth or .safetensors) or a name of the registry.
 
     The embedded networks are ``mini_id_codeformer`` and ``mini_codeformer`` (128 px); the published 512-px network is
-    ``codeformer``. ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights,
-    UnsupportedWeights, NoDevice.
+    ``codeformer``; ``gfpgan`` and ``restoreformer`` are restorers without fidelity, see ``ForeignRestorer``.
+    ``folders`` are searched besides the usual places. Raises MissingWeights, CorruptWeights, UnsupportedWeights,
+    NoDevice.
     """
     from ..weights.loading import build
     from ..weights.store import find
+    from .registry import restorer_of
 
     target = resolve_device(device)
     path = find(name_or_path, "restorer", folders)
-    network = build(path)
-    if not isinstance(network, CodeFormer):
-        raise UnsupportedWeights(f"{path} holds a {type(network).__name__}; choose the file of a CodeFormer.")
-    return CodeFormerRestorer(network, target, precision)
+    return restorer_of(build(path, "restorer"), target, precision)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptWeights, UnsupportedWeights
-from ..networks import arcface, mobilefacenet
+from ..networks import adaface, arcface, foreign, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
 from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
 from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from . import recovery
 from .reading import read_state, strip_prefix
-from .registry import GROUPS, kinds_of
+from .registry import GROUPS, OTHER_RUNTIMES, kinds_of
 
 State = Mapping[str, Tensor]
 
@@ -29,7 +29,7 @@ class Architecture:
     """One network this package knows: how its tensors look, what its config is, how it is built."""
 
     name: str  # as written to the metadata of our files
-    kind: str  # what it is for: codeformer, vqgan, discriminator, retinaface, parsenet, mini_parser, recogniser
+    kind: str  # what it is for: codeformer, face_network, vqgan, discriminator, retinaface, parsenet, recogniser
     keys: tuple[str, ...]  # state-dict keys that it alone has together
     recover: Callable[[State], Any]
     construct: Callable[[Any], nn.Module]
@@ -66,6 +66,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         recovery.codeformer_config, CodeFormer, CodeFormerConfig.from_dict,
     ),
     Architecture(
+        "GFPGANv1Clean", "face_network", foreign.GFPGAN_KEYS,
+        foreign.gfpgan_config, foreign.build_foreign, foreign.ForeignConfig.from_dict,
+    ),
+    Architecture(
+        "RestoreFormer", "face_network", foreign.RESTOREFORMER_KEYS,
+        foreign.restoreformer_config, foreign.build_foreign, foreign.ForeignConfig.from_dict,
+    ),
+    Architecture(
         "VQAutoEncoder", "vqgan", ("encoder.blocks.0.weight", "quantize.embedding.weight", "generator.blocks.0.weight"),
         recovery.vqgan_config, VQAutoEncoder, VQGANConfig.from_dict,
     ),
@@ -94,6 +102,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         arcface.irse_config, arcface.IRSE50, _IRESNET,
     ),
     Architecture(
+        "AdaFaceIR", "recogniser", adaface.ADAFACE_KEYS, adaface.adaface_config, adaface.AdaFaceIR, _IRESNET,
+    ),
+    Architecture(
         "ResNet18Gray", "recogniser", ("conv1.weight", "layer1.0.bn0.weight", "fc5.weight", "bn5.weight"),
         arcface.gray_config, arcface.ResNet18Gray, _IRESNET,
     ),
@@ -107,6 +118,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
 )  # fmt: skip
 KINDS = tuple(dict.fromkeys(a.kind for a in ARCHITECTURES))
+
+
+def kind_of(module: nn.Module) -> str:
+    """The kind of a network that ``build`` has made. Raises UnsupportedWeights for another one."""
+    for architecture in ARCHITECTURES:
+        if architecture.name == type(module).__name__:
+            return architecture.kind
+    raise UnsupportedWeights(f"{type(module).__name__} is no network known here.")
 
 
 def detect(state: State) -> Architecture:
@@ -129,7 +148,7 @@ def build(
     UnsafeWeights, UnsupportedWeights; ImportError where facexlib is needed and missing.
     """
     kinds = kinds_of(kind)
-    if not set(kinds) <= {*KINDS, "scrfd"}:
+    if not set(kinds) <= {*KINDS, *OTHER_RUNTIMES}:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join((*KINDS, *GROUPS))}.")
     if isinstance(source, Mapping):
         state = {k: v.detach().clone() for k, v in strip_prefix(source).items()}  # the caller's stay the caller's

@@ -20,8 +20,9 @@ from .pickles import refuse_unsafe
 from .registry import by_file
 
 CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")  # keys of the weights, best first
-PREFIXES = (*CONTAINERS, "net_g_ema", "net_g", "netG", "net", "module", "_orig_mod")  # before every key, best first
-BESIDE = ("net_d", "netD", "discriminator", "loss", "perceptual")  # what a training file may hold besides
+# Before every key, best first.
+PREFIXES = (*CONTAINERS, "net_g_ema", "net_g", "netG", "net", "vqvae", "module", "_orig_mod")
+BESIDE = ("net_d", "netD", "discriminator", "loss", "perceptual", "head")  # what a training file may hold besides
 _MOST_TENSORS = 4  # times the file's own size; tied weights count once for each name
 _MOST_CONFIG = 10_000  # values in a config
 _DEEPEST_CONFIG = 20

@@ -16,6 +16,7 @@ CODEFORMER_RELEASE = "https://github.com/sczhou/CodeFormer/releases/download/v0.
 FACEXLIB_RELEASE = "https://github.com/xinntao/facexlib/releases/download/"
 INSIGHTFACE_RELEASE = "https://github.com/deepinsight/insightface/releases/download/v0.7/"
 ARCFACE_TORCH = "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch"
+GFPGAN_RELEASE = "https://github.com/TencentARC/GFPGAN/releases/download/"
 LFW_NOTE = "Trained on LFW photographs, whose rights stay with their owners: for research."
 
 
@@ -33,8 +34,7 @@ class Weight:
     """One row of the registry."""
 
     name: str  # how commands and nodes call it
-    kind: str  # codeformer, vqgan, discriminator, retinaface, scrfd, parsenet, mini_parser, recogniser or
-    # upscaler
+    kind: str  # as in loading.ARCHITECTURES; scrfd and yunet, which torch does not run; upscaler
     file: str  # file name, here and in every folder searched
     licence: str
     urls: tuple[str, ...] = ()  # tried in this order
@@ -141,6 +141,17 @@ WEIGHTS: tuple[Weight, ...] = (
     _codeformer(
         "vqgan_discriminator", "discriminator", "vqgan_discriminator.pth", None, None, note="stage I, for training"
     ),
+    # Other restorers; spandrel builds them. They have no fidelity.
+    Weight(
+        "gfpgan", "face_network", "GFPGANv1.4.pth", "Apache-2.0 (GFPGAN)", (GFPGAN_RELEASE + "v1.3.0/GFPGANv1.4.pth",),
+        348_632_874, "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad", folder="facerestore_models",
+        note="512-px restorer without fidelity; needs spandrel",
+    ),
+    Weight(
+        "restoreformer", "face_network", "RestoreFormer.pth", "Apache-2.0 (RestoreFormer)",
+        (GFPGAN_RELEASE + "v1.3.4/RestoreFormer.pth",), folder="facerestore_models",
+        note="512-px restorer without fidelity; needs spandrel",
+    ),
     # Detection and parsing: the networks of facexlib.
     _facexlib(
         "retinaface_resnet50", "retinaface", "detection_Resnet50_Final.pth", "v0.1.0", 109_497_761,
@@ -159,6 +170,12 @@ WEIGHTS: tuple[Weight, ...] = (
         "scrfd_10g", "scrfd", "det_10g.onnx", INSIGHTFACE, (), 16_923_827,
         "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91", True, "insightface/models/buffalo_l",
         aliases=("scrfd_10g_bnkps.onnx",), archive=BUFFALO, note="detector; needs insightface installed",
+    ),
+    Weight(
+        "yunet", "yunet", "face_detection_yunet_2023mar.onnx", "MIT (OpenCV Zoo)",
+        ("https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx",),
+        232_589, "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4", folder="facedetection",
+        note="detector that OpenCV runs, on the CPU; for faces up to about 300 px",
     ),
     # Recognisers.
     _insightface(
@@ -215,7 +232,12 @@ WEIGHTS: tuple[Weight, ...] = (
 )  # fmt: skip
 
 # What callers ask for -> kinds of the registry that serve it.
-GROUPS = {"restorer": ("codeformer",), "detector": ("retinaface", "scrfd"), "parser": ("parsenet", "mini_parser")}
+GROUPS = {
+    "restorer": ("codeformer", "face_network"),
+    "detector": ("retinaface", "scrfd", "yunet"),
+    "parser": ("parsenet",),
+}
+OTHER_RUNTIMES = ("scrfd", "yunet")  # kinds that torch does not run
 
 
 def kinds_of(kind: str | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idcodeformer.errors import CorruptWeights, UnsupportedWeights
+from idcodeformer.errors import BadImage, CorruptWeights, UnsupportedWeights
 from idcodeformer.weights.loading import build
 from idcodeformer.weights.reading import read_state
 from tests.fuzz.harness import AREAS, Runner, build_case, run_cases
@@ -105,3 +105,40 @@ def test_a_graph_that_leads_back_to_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "ring.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(UnsupportedWeights, match="circle"):
         build(tmp_path / "ring.onnx")
+
+
+def test_a_postscript_file_is_never_handed_to_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    from idcodeformer.files.reading import read
+
+    called: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: called.append(given))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file closefile\nshowpage\n%%EOF\n"
+    (tmp_path / "photo.png").write_bytes(eps)
+    with pytest.raises(BadImage, match="photo.png is not a picture that can be read"):
+        read(tmp_path / "photo.png")
+    assert not called
+
+
+def test_the_limit_of_pixels_is_ours_and_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from idcodeformer.errors import BadOption
+    from idcodeformer.files.limits import lift_pillows_limit
+    from idcodeformer.files.reading import read
+
+    Image.new("1", (2000, 1000)).save(tmp_path / "wide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some hosts do
+    monkeypatch.setenv("IDCODEFORMER_MAX_PIXELS", "1_000_000")
+    with pytest.raises(BadImage, match="more than 1 megapixels.*IDCODEFORMER_MAX_PIXELS"):
+        read(tmp_path / "wide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    monkeypatch.setenv("IDCODEFORMER_MAX_PIXELS", "3000000")
+    with pytest.raises(BadImage, match="megapixels"):
+        read(tmp_path / "wide.png")
+    lift_pillows_limit()
+    assert read(tmp_path / "wide.png").size == (1000, 2000)
+    monkeypatch.setenv("IDCODEFORMER_MAX_PIXELS", "many")
+    with pytest.raises(BadOption, match="give a number of pixels"):
+        read(tmp_path / "wide.png")

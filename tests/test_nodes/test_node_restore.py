@@ -87,6 +87,19 @@ def test_alpha_comes_along(restore, portrait):
     assert larger.shape == (1, 576, 576, 4)
 
 
+def test_colours_that_alpha_hides_have_no_influence(restore, portrait):
+    alpha = torch.zeros(1, 384, 384, 1)
+    alpha[:, 60:330, 90:300] = 1
+    results = []
+    for hidden in ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0)):
+        colours = torch.where(alpha > 0, portrait, torch.tensor(hidden))
+        results.append(restore(torch.cat([colours, alpha], -1), upscale_factor=1.5))
+    assert "1 of 1 faces restored" in results[0][4]
+    assert torch.equal(results[0][0], results[1][0])
+    outside = results[0][0][0, :60, :60, :3]
+    assert float((outside.amax(-1) - outside.amin(-1)).mean()) < 0.3  # no green and no magenta is left to bleed in
+
+
 def test_batch_of_nothing(run, model):
     image, restored, _, mask, report = run("RestoreFaces", model=model, image=torch.zeros(0, 100, 120, 3))
     assert image.shape == (0, 100, 120, 3) and mask.shape == (0, 100, 120)

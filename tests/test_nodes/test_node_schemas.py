@@ -23,7 +23,7 @@ FOREVER = {
     "IDCodeFormerRestoreFaces": [
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
-        "colour",
+        "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",

@@ -27,6 +27,7 @@ class EvalSet:
     size: int  # px
     digest: str  # of the names and contents of all files
     skipped: dict[str, str] = field(default_factory=dict)  # file -> why
+    pool: tuple[Entry, ...] = ()  # the whole list
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -57,9 +58,12 @@ def _unit(images: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 
-def load_set(root: Path, list_csv: str | None, split: str | None, size: int, limit: int, seed: int) -> EvalSet:
+def load_set(
+    root: Path, list_csv: str | None, split: str | None, size: int, limit: int, seed: int, others: int = 0
+) -> EvalSet:
     """Read the list, choose a subset by ``seed`` if ``limit`` > 0 (whole people, at most four photographs of each), and
-    leave out and report what cannot be read. Raises DataError where nothing is left."""
+    leave out and report what cannot be read. ``others``: only people with so many photographs besides each. Raises
+    DataError where nothing is left."""
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Check --data.")
     if list_csv and not (root / list_csv).is_file():
@@ -67,7 +71,10 @@ def load_set(root: Path, list_csv: str | None, split: str | None, size: int, lim
     if split and not list_csv:
         raise DataError("--split chooses rows of a table; name it with --list.")
     entries = list_images(DataConfig(roots=[str(root)], list_csv=list_csv, split=split))
-    places = _choose(entries, limit, seed) if limit else np.arange(len(entries))
+    open_to = _with_others(entries, others) if others else np.arange(len(entries))
+    places = _choose(entries, open_to, limit, seed) if limit else open_to
+    if not len(places):
+        raise DataError(f"Nobody in {root} has {others} other photos; ask for fewer with --references.")
     digest, kept, skipped = hashlib.sha256(str(size).encode()), [], {}
     for place in places:
         entry = entries[place]
@@ -81,15 +88,22 @@ def load_set(root: Path, list_csv: str | None, split: str | None, size: int, lim
     if not kept:
         why = next(iter(skipped.items()))
         raise DataError(f"None of the {len(places)} images can be used; the first, {why[0]}: {why[1]}.")
-    return EvalSet(root, tuple(entries[p] for p in kept), np.array(kept), size, digest.hexdigest(), skipped)
+    chosen = tuple(entries[p] for p in kept)
+    return EvalSet(root, chosen, np.array(kept), size, digest.hexdigest(), skipped, tuple(entries))
 
 
-def _choose(entries: list[Entry], limit: int, seed: int) -> np.ndarray:
-    identities = np.array([e.identity for e in entries])
+def _with_others(entries: list[Entry], others: int) -> np.ndarray:
+    """Positions of the faces of people with more than ``others`` photographs."""
+    _, group, counts = np.unique([e.identity for e in entries], return_inverse=True, return_counts=True)
+    return np.flatnonzero(counts[group] > others)
+
+
+def _choose(entries: list[Entry], open_to: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    identities = np.array([entries[place].identity for place in open_to])
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
     for who in rng.permutation(np.unique(identities)):
-        chosen += rng.permutation(np.flatnonzero(identities == who))[:SOME_OF_A_PERSON].tolist()
+        chosen += rng.permutation(open_to[identities == who])[:SOME_OF_A_PERSON].tolist()
         if len(chosen) >= limit:
             break
     return np.sort(np.array(chosen[:limit]))

@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
     p = commands.add_parser("evaluate", help="measure models on faces whose truth is known")
     _add_inputs(p.add_argument_group("what is measured"))
     _add_judges(p.add_argument_group("who judges"))
+    _add_guidance(p.add_argument_group("guidance by other photos of the person, at --main-w"))
     _add_protocol(p.add_argument_group("how"))
     p.add_argument("--out", type=Path, required=True, help="folder for report.json, report.md, plots and sheets")
     p.set_defaults(func=run)
@@ -49,6 +50,14 @@ def _add_judges(p: Any) -> None:
     p.add_argument("--perceptual-heads", help="alex.pth or vgg.pth of the lpips package")
     p.add_argument("--fid-weights", help="Inception-v3 file for FID")
     p.add_argument("--fid-reference", type=Path, help=".npz with mu and sigma; default: the truths of this set")
+
+
+def _add_guidance(p: Any) -> None:
+    p.add_argument("--guide-steps", nargs="+", type=int, default=[], metavar="N", help="also guided, e.g. 15 40")
+    p.add_argument("--guide-by", default="mini_recogniser", metavar="FILE", help="recogniser that guides")
+    p.add_argument("--references", nargs="+", type=int, default=[1], metavar="N", help="photos that guide, e.g. 1 3 6; "
+                   "people with fewer others are left out")  # fmt: skip
+    p.add_argument("--force-guide", action="store_true", help="without the gate that refuses strangers")
 
 
 def _add_protocol(p: Any) -> None:
@@ -87,6 +96,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigError("Name at least one recogniser with --loss-recogniser or --independent.")
     if not 0 < args.far < 1:
         raise ConfigError(f"--far {args.far}: a rate lies between 0 and 1.")
+    if any(n < 1 for n in [*args.guide_steps, *args.references]):
+        raise ConfigError("--guide-steps and --references must be at least 1.")
     for name in ("bootstrap", "pairs_per_identity", "samples"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -98,6 +109,7 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace):
         from ..metrics import Bootstrap, same_person_pairs
         from .evalset import load_set, named_degradation
+        from .guided import load_guide
         from .judges import check_independence, load_judges
         from .subjects import load_ceiling, load_model
 
@@ -114,10 +126,21 @@ class Evaluation:
         self.judges = load_judges(args.loss_recogniser, args.independent, *files, self.device)
         check_independence(self.judges, self.used)
         self.ceiling = None if args.ceiling is None else load_ceiling(args.ceiling, size, self.device)
-        self.faces = load_set(args.data, args.list_csv, args.split, size, args.limit, args.seed)
+        others = max(args.references) if args.guide_steps else 0
+        self.faces = load_set(args.data, args.list_csv, args.split, size, args.limit, args.seed, others)
+        self.guide = load_guide(args.guide_by, self.judges, self.device) if args.guide_steps else None
+        self.guided = [] if self.guide is None else self._guided(*self.guide)
         self.pairs = same_person_pairs(self.faces.identities, args.pairs_per_identity, args.seed)
         self.bootstrap = Bootstrap(args.bootstrap, args.seed)
         self.blocks: dict[str, Block] = {}
+
+    def _guided(self, recogniser: Any, digest: str) -> list[Any]:
+        from .guided import References, guided_subjects
+
+        args = self.args
+        references = References(self.faces, recogniser, digest, max(args.references), args.seed)
+        steps, counts = sorted(set(args.guide_steps)), sorted(set(args.references))
+        return guided_subjects(self.models, args.main_w, references, counts, steps, args.force_guide)
 
     def report(self) -> dict[str, Any]:
         """Measure all degradations; the result is plain JSON values (not-a-number where a figure has no data)."""
@@ -147,6 +170,10 @@ class Evaluation:
             "perceptual": judges.perceptual.label if judges.perceptual else None,
             "fid": judges.extractor.label if judges.extractor else None,
             "fid_reference": args.fid_reference.name if args.fid_reference else "the truths of this set",
+            "guide": None if self.guide is None else {
+                "name": self.guide[0].name, "sha256": self.guide[1], "steps": sorted(set(args.guide_steps)),
+                "references": sorted(set(args.references)), "forced": args.force_guide,
+            },
             "w": args.w, "main_w": args.main_w, "adain": not args.no_adain, "far": args.far, "seed": args.seed,
             "bootstrap": args.bootstrap, "pairs_per_identity": args.pairs_per_identity, "torch": str(torch.__version__),
         }  # fmt: skip
@@ -163,7 +190,7 @@ class Block:
         args = run.args
         self.run, self.degradation = run, run.degradations[name]
         ceiling = [] if run.ceiling is None else [run.ceiling]
-        self.subjects = [InputSubject(), *run.models, *ceiling, TruthSubject()]
+        self.subjects = [InputSubject(), *run.models, *run.guided, *ceiling, TruthSubject()]
         cache = None if args.no_cache else args.out / "cache"
         self.found = measure(
             run.faces, self.degradation, self.subjects, run.judges, args.seed, run.batch, run.device, cache, name
@@ -187,7 +214,10 @@ class Block:
         model, judge = run.models[-1].at(args.main_w).rows[0].label, run.judges.recognisers[-1].name
         drawn = np.sort(np.random.default_rng(args.seed).permutation(len(run.faces))[: args.samples])
         worst = np.argsort(self.id_sims[judge][model], kind="stable")[:WORST]
-        shown = [s.at(args.main_w) for s in self.subjects]
+        # Guided again for the sheet, which takes time: strangers and lesser settings are left out.
+        left = [s for s in run.guided if s.rows[0].kind == "stranger" or s.guidance.steps < max(args.guide_steps)]
+        left += [s for s in run.guided if s.count < max(args.references)]
+        shown = [s.at(args.main_w) for s in self.subjects if s not in left]
         return [
             make_sheet(name, title, run.faces, self.degradation, shown, rows, self.id_sims, args.seed, run.device)
             for name, title, rows in (
@@ -203,6 +233,9 @@ class Block:
         by_model = {(m.row.name, m.row.w): m for m in self.found if m.row.kind == "model"}
         first, *others = (m.name for m in self.run.models)
         pairs = [(by_model[first, w], by_model[other, w]) for other in others for w in self.run.args.w]
+        for guided in self.run.guided:
+            (found,) = (m for m in self.found if m.row is guided.rows[0])
+            pairs.append((by_model[guided.model.name, guided.w], found))
         return {
             "parameters": asdict(self.degradation),
             "thresholds": self.summary.thresholds,

@@ -15,7 +15,7 @@ from ..config import DegradationConfig
 from ..metrics import Bootstrap, Interval, Pairs, frechet_of_moments, impostor_similarities, moments, threshold_at
 from .evalset import EvalSet, degradation_key
 from .judges import Figures, Judges, RecogniserJudge
-from .subjects import Row, Subject
+from .subjects import Row, Subject, bound_to
 
 CACHE_VERSION = 1
 IMPOSTOR_FACES = 3000  # so many faces at most give the impostor pairs: 9 million cosines
@@ -45,11 +45,13 @@ def measure(
         bar = progress_bar(len(faces), "image", label or "measuring")
         for rows, truth, degraded in faces.batches(degradation, seed, batch):
             truth, degraded = truth.to(device), degraded.to(device)
-            images = [s.make(truth, degraded) for s in todo]
+            makers = [bound_to(s, rows.tolist()) for s in todo]
+            images = [maker.make(truth, degraded) for maker in makers]
             found = iter(judges.look([one for made in images for one in made], truth))
-            for subject, made in zip(todo, images, strict=True):
-                for place, _ in enumerate(made):
-                    parts[subject.key][place].append(next(found))
+            for maker, made in zip(makers, images, strict=True):
+                told = getattr(maker, "figures", None) or [{}] * len(made)
+                for place, own in enumerate(told):
+                    parts[maker.key][place].append(next(found) | own)
             bar.update(len(rows))
         bar.close()
     for subject in todo:
@@ -128,7 +130,7 @@ class Summary:
     def columns(self, measured: Measured) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Column -> (values, groups): everything that is a mean over images or over pairs."""
         out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name in ("psnr", "ssim", "perceptual"):
+        for name in ("psnr", "ssim", "perceptual", "guided"):
             if name in measured.figures and measured.row.kind != "truth":
                 out[name] = (measured.figures[name].astype(np.float64), self.groups)
         pair_groups = self.groups[self.pairs.probe]

@@ -41,7 +41,7 @@ def _finite(value: Any) -> Any:
 def _write_csv(path: Path, blocks: dict[str, list[dict[str, Any]]]) -> None:
     records = [{"degradation": name, **record} for name, block in blocks.items() for record in block]
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for record in records for name in record)))
         writer.writeheader()
         writer.writerows(records)
 
@@ -80,6 +80,12 @@ def _heading(report: dict[str, Any]) -> list[str]:
         f"- Perceptual distance: {s['perceptual'] or 'not measured, since --perceptual was not given'}.",
         f"- Frechet distance: {_fid_note(report)}.",
     ]
+    if guide := s["guide"]:
+        gate = "the gate that refuses strangers is open" if guide["forced"] else "strangers are refused by the gate"
+        lines.append(
+            f"- Guided: {guide['name']} guides, by other undegraded photographs of the same person, and {gate}; "
+            "'guided': share of the faces that were. Who guides is no judge: read the independent columns."
+        )
     return lines
 
 
@@ -102,6 +108,8 @@ def _columns(report: dict[str, Any]) -> list[tuple[str, str]]:
     if s["perceptual"]:
         out.append(("perceptual", f"{s['perceptual']} ↓"))
     out.append(("fid", f"{s['fid'] or 'FID'} ↓"))
+    if s["guide"]:
+        out.append(("guided", "guided"))
     for role in ("loss", "independent"):
         for name in (n for n, info in s["recognisers"].items() if info["role"] == role):
             out += [(f"id_sim {name}", f"ID-Sim {name} ({role}) ↑"), (f"tar {name}", f"TAR {name} ({role}) ↑")]
@@ -128,7 +136,7 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def _differences(report: dict[str, Any], block: dict[str, Any]) -> list[str]:
-    columns = [c for c in _columns(report) if c[0] != "fid"]
+    columns = [c for c in _columns(report) if c[0] not in ("fid", "guided")]
     lines = [
         "Differences, resampled in pairs; * marks those where the two separate intervals do not touch:",
         "",

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import DegradationConfig
 from ..metrics import to_8bit
 from .evalset import EvalSet
-from .subjects import Subject
+from .subjects import Subject, bound_to
 
 WORST = 10
 CELL = 160  # px; smaller faces are enlarged to this
@@ -39,8 +39,9 @@ def make_sheet(
     """The faces ``rows`` through all ``subjects``; ``sims``: recogniser -> row label -> ID-Sim of all images."""
     labels = [row.label for s in subjects for row in s.rows]
     images = []
-    for _, truth, degraded in faces.batches(degradation, seed, 1, rows):
-        made = [image for s in subjects for image in s.make(truth.to(device), degraded.to(device))]
+    for here, truth, degraded in faces.batches(degradation, seed, 1, rows):
+        makers = [bound_to(s, here.tolist()) for s in subjects]
+        made = [image for maker in makers for image in maker.make(truth.to(device), degraded.to(device))]
         images.append([_bytes(image[0]) for image in made])
     captions = [
         ["\n".join(f"{j}: {by_row[label][r]:.2f}" for j, by_row in sims.items() if label in by_row) for label in labels]

@@ -17,7 +17,7 @@ from idcodeformer.weights.store import SUFFIXES, find, sha256_of
 
 from ..config import ConfigError
 
-Kind = Literal["input", "model", "ceiling", "truth"]
+Kind = Literal["input", "model", "guided", "stranger", "ceiling", "truth"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class CeilingSubject(_Fixed):
         z = net.encoder(truth * 2 - 1)
         codes = net.quantize.lookup(net.quantize.nearest(z), z.shape[2], z.shape[3])
         return [(net.generator(codes).clamp(-1, 1) + 1) / 2]
+
+
+def bound_to(subject: Subject, rows: Sequence[int]) -> Subject:
+    """The subject for the faces ``rows``, where it matters who they are."""
+    return subject.of(rows) if hasattr(subject, "of") else subject
 
 
 def split_name(text: str) -> tuple[str, str]:

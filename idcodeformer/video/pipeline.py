@@ -1,0 +1,293 @@
+"""VideoPipeline: feeds FacePipeline's parts with tracks instead of single faces, and hands out frame after frame."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..compositing.blend import enlarged, paste
+from ..compositing.plan import output_size
+from ..errors import BadImage
+from ..geometry.alignment import align
+from ..identity.people import embed_photos
+from ..identity.recogniser import cosine, mean_identity
+from ..types import Crops, DetectOptions, Embeddings, Faces, RestoreOptions, Upscaler
+from .analysis import Analysis, Analyst, Source
+from .queues import ahead
+from .reading import Frame, to_pixels
+from .smoothing import landmarks_of, smooth_track
+from .steady import SteadyFace
+from .tracks import Track, as_face, choose, follow, name_people, sharpest
+
+if TYPE_CHECKING:
+    from ..pipeline import FacePipeline
+
+_READ_AHEAD = 3  # frames
+_FADE = 0.25  # seconds in which a face that is too little like its input goes over to it, or back
+_SCORES = 4  # a second; identity is measured that often along a track
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What is asked of a clip besides what is asked of its faces."""
+
+    steadiness: float = 1.0  # 0..1; 0 restores frame by frame, by the alignment of each frame alone
+    upscaled: bool = False  # whether frames are enlarged by an upscaler
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredFrame:
+    """A frame of the result, and a line for each face that a track has in it."""
+
+    source: Frame
+    pixels: np.ndarray  # [H',W',3], the type of the source's
+    share: Tensor | None  # [1,H',W'] of each pixel that was replaced; None where nothing was
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A frame whose faces are not all restored yet."""
+
+    frame: Frame
+    expected: dict[int, Tensor]  # track number -> matrix
+    crops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # input, restored
+
+
+class VideoPipeline:
+    """Restores the faces of a clip in two passes: ``analyse``, ``plan`` (no pass), then ``restore``.
+
+    ``pipeline`` is a FacePipeline whose restorer is a CodeFormerRestorer; its parts do the work.
+    """
+
+    def __init__(self, pipeline: FacePipeline):
+        self.pipeline = pipeline
+
+    def analyse(
+        self,
+        source: Source,
+        options: DetectOptions | None = None,
+        progress: Callable[[int], None] | None = None,
+        analysis: Analysis | None = None,
+        kept: Callable[[Analysis], None] | None = None,
+        span: tuple[int | None, int | None] = (None, None),
+    ) -> Analysis:
+        """First pass: faces of every frame. ``analysis`` of an interrupted pass is gone on with.
+
+        ``span``: times (in the clip's time base) at which the pass begins and before which it ends. ``progress`` gets
+        the number of frames seen; it and ``kept`` are called every few frames and may raise to stop.
+        """
+        if self.pipeline.detector is None:
+            raise BadImage("A clip needs a detector; build the pipeline with load_detector().")
+        analysis = analysis or Analysis()
+        if analysis.complete:
+            return analysis
+        start = span[0] if not analysis.pts else analysis.pts[-1] + 1
+        del analysis.shots.change[analysis.frames :], analysis.pts[analysis.frames :]
+        frames = source.frames(analysis.frames, start, span[1])
+        analyst = Analyst(self.pipeline.detector, self.pipeline.recogniser, options or DetectOptions())
+        analyst(ahead(frames, _READ_AHEAD), float(source.info.rate), analysis, progress, kept)
+        analysis.broken = source.broken
+        return analysis
+
+    def plan(
+        self,
+        analysis: Analysis,
+        source: Source,
+        options: DetectOptions | None = None,
+        references: Embeddings | None = None,
+        steadiness: float = 1.0,
+    ) -> list[Track]:
+        """The tracks of a clip with their people, which are kept, and the alignment of each frame."""
+        rate, options = float(source.info.rate), options or DetectOptions()
+        tracks = follow(analysis.table(), analysis.vectors, analysis.shots.cuts(), rate)
+        recogniser = self.pipeline.recogniser
+        name_people(tracks, recogniser.name if recogniser is not None else "")
+        likeness = None
+        if references is not None and recogniser is not None:
+            person = mean_identity(references)
+            likeness = [
+                -1.0 if track.vector is None else
+                float(cosine(Embeddings(torch.from_numpy(track.vector[None]).float(), recogniser.name), person))
+                for track in tracks
+            ]  # fmt: skip
+        choose(tracks, options, source.info.size, likeness)
+        for track in tracks:
+            track.matrices = smooth_track(track, rate) if steadiness > 0 else _unsmoothed(track)
+        return tracks
+
+    def restore(
+        self,
+        source: Source,
+        tracks: Sequence[Track],
+        options: RestoreOptions | None = None,
+        steadiness: float = 1.0,
+        upscaler: Upscaler | None = None,
+        first: int = 0,
+        span: tuple[int | None, int | None] = (None, None),
+        masks: Callable[[int], Tensor | None] | None = None,
+    ) -> Iterator[RestoredFrame]:
+        """Second pass: every frame from the one numbered ``first`` on, in order.
+
+        ``span``: as for ``analyse``; its start is the time of frame ``first``. ``masks(frame)`` limits where anything
+        changes. Only a few frames are held at a time, however long the clip is.
+        """
+        options = options or RestoreOptions()
+        run = _Run(self.pipeline, source, tracks, options, steadiness, upscaler, masks)
+        frames = ahead(source.frames(first, *span), _READ_AHEAD)
+        try:
+            for frame in frames:
+                yield from run.take(frame)
+            yield from run.finish()
+        finally:
+            frames.close()
+
+    def portraits(self, source: Source, tracks: Sequence[Track], analysis: Analysis, person: int,
+                  most: int = 5) -> list[Tensor]:  # fmt: skip
+        """Frames [3,H,W] that show a person best, cut around the face, to be its reference photos."""
+        found = sorted(sharpest(tracks, person, most, max(2, round(float(source.info.rate) / 3))), key=lambda f: f[1])
+        pictures = []
+        for track, number in found:
+            frame = next(source.frames(number, analysis.pts[number], None), None)
+            if frame is not None:
+                pictures.append(_around(frame.tensor(), track.boxes[number - track.start]))
+        return pictures
+
+
+def person_of(photos: Sequence[Tensor], pipeline: FacePipeline, recogniser: Any) -> Embeddings:
+    """One embedding of the person on ``photos``."""
+    return mean_identity(embed_photos(list(photos), pipeline.detector, recogniser))
+
+
+def _around(image: Tensor, box: np.ndarray) -> Tensor:
+    """The part of ``image`` around a face, twice as large as its box."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    left, top = max(0, int(box[0] - width / 2)), max(0, int(box[1] - height / 2))
+    return image[:, top : int(box[3] + height / 2) + 1, left : int(box[2] + width / 2) + 1].contiguous()
+
+
+def _unsmoothed(track: Track) -> np.ndarray:
+    from ..geometry.templates import fit_lmeds
+    from .smoothing import UNIT
+
+    return fit_lmeds(torch.from_numpy(track.points).float(), UNIT).double().numpy()
+
+
+class _Run:
+    """What the second pass holds between frames."""
+
+    def __init__(self, pipeline: FacePipeline, source: Source, tracks: Sequence[Track], options: RestoreOptions,
+                 steadiness: float, upscaler: Upscaler | None, masks: Any):  # fmt: skip
+        self.pipeline, self.options, self.steadiness = pipeline, options, steadiness
+        self.upscaler, self.masks = upscaler, masks
+        self.info = source.info
+        self.rate = float(source.info.rate)
+        self.tracks = {track.number: track for track in tracks if track.kept}
+        self.skipped = [track for track in tracks if not track.kept]
+        self.faces: dict[int, SteadyFace] = {}
+        self.waiting: list[_Waiting] = []
+        self.likeness: dict[int, float] = {}
+        self.blend: dict[int, float] = {}
+
+    def take(self, frame: Frame) -> Iterator[RestoredFrame]:
+        here = [t for t in self.tracks.values() if t.start <= frame.index < t.stop]
+        waiting = _Waiting(frame, {})
+        self.waiting.append(waiting)
+        if here:
+            faces = tuple(as_face(t, frame.index, landmarks_of(t.matrices[frame.index - t.start])) for t in here)
+            device = self.pipeline.restorer.device
+            crops = align([frame.tensor().to(device)], [faces], self.pipeline.restorer.size, self.options.border)
+            for n, track in enumerate(here):
+                waiting.expected[track.number] = crops.matrices[n].cpu()
+                self._push(track, [frame.index], crops.pixels[n : n + 1].clamp(0, 1), frame.index + 1 >= track.stop)
+        yield from self._ready()
+
+    def finish(self) -> Iterator[RestoredFrame]:
+        """What still waits, where the clip ends before its tracks do."""
+        for number in list(self.faces):
+            self._push(self.tracks[number], [], torch.zeros(0), True)
+        yield from self._ready()
+
+    def _push(self, track: Track, frames: list[int], pixels: Tensor, last: bool) -> None:
+        face = self.faces.get(track.number)
+        if face is None:
+            face = SteadyFace(self.pipeline.restorer, self.options, self.rate, track.gray, self.steadiness)
+            self.faces[track.number] = face
+        for number, before, after in face.push(frames, pixels, last):
+            low, high = after.aminmax()
+            if not bool(torch.isfinite(low + high)):
+                raise BadImage("The network returned NaN; choose precision fp32, or check the weight file.")
+            place = number - self.waiting[0].frame.index
+            self.waiting[place].crops[track.number] = (before, after)
+        if last:
+            del self.faces[track.number]
+
+    def _ready(self) -> Iterator[RestoredFrame]:
+        while self.waiting and len(self.waiting[0].crops) == len(self.waiting[0].expected):
+            yield self._pasted(self.waiting.pop(0))
+
+    def _pasted(self, done: _Waiting) -> RestoredFrame:
+        frame, options = done.frame, self.options
+        size = output_size(*frame.pixels.shape[:2], options.upscale)
+        lines = [_line(t, frame.index, "skipped", t.reason) for t in self.skipped if t.start <= frame.index < t.stop]
+        if not done.crops and tuple(size) == frame.pixels.shape[:2]:
+            return RestoredFrame(frame, frame.pixels, None, lines)
+        image = frame.tensor()
+        deep = frame.pixels.dtype == np.uint16
+        if not done.crops:
+            device = getattr(self.pipeline.restorer, "device", image.device)
+            return RestoredFrame(frame, to_pixels(enlarged(image.to(device), size, self.upscaler), deep), None, lines)
+        numbers = sorted(done.crops)
+        before = torch.stack([done.crops[n][0] for n in numbers])
+        after = torch.stack([done.crops[n][1] for n in numbers])
+        shares = [self._shown(self.tracks[n], frame.index, done.crops[n]) for n in numbers]
+        for n, (share, likeness) in zip(numbers, shares):
+            reason = "" if share > 0 else f"identity {likeness:.2f} is below {options.min_identity:g}"
+            lines.append(_line(self.tracks[n], frame.index, "restored" if share > 0 else "skipped", reason, likeness))
+        weight = torch.tensor([share for share, _ in shares], device=after.device)[:, None, None, None]
+        crops = Crops(before, torch.stack([done.expected[n] for n in numbers]),
+                      torch.zeros(len(numbers), dtype=torch.int64), (tuple(frame.pixels.shape[:2]),))  # fmt: skip
+        mask = None if self.masks is None else [self.masks(frame.index)]
+        pasted, share = paste([image], crops, torch.lerp(before, after, weight), options, self.pipeline.parser, mask,
+                              self.upscaler, None, after.device)  # fmt: skip
+        lines.sort(key=lambda line: line["track"])
+        return RestoredFrame(frame, to_pixels(pasted[0], deep), share[0], lines)
+
+    def _shown(self, track: Track, frame: int, crops: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
+        """(share of the restored face in the result, its ID-Sim), which change little from frame to frame."""
+        recogniser, least = self.pipeline.recogniser, self.options.min_identity
+        if recogniser is None:
+            return 1.0, None
+        every = max(1, round(self.rate / _SCORES))
+        known = self.likeness.get(track.number)
+        if known is None or (frame - track.start) % every == 0:
+            measured = float(cosine(recogniser(crops[0][None]), recogniser(crops[1][None])))
+            known = measured if known is None else known + 0.5 * (measured - known)
+            self.likeness[track.number] = known
+        wanted = 1.0 if least <= 0 or known >= least else 0.0
+        share = self.blend.get(track.number, wanted)
+        step = 1 / max(1.0, _FADE * self.rate)
+        share = min(max(wanted, share - step), share + step)
+        self.blend[track.number] = share
+        return share, known
+
+
+def _line(track: Track, frame: int, status: str, reason: str = "", likeness: float | None = None) -> dict[str, Any]:
+    row = frame - track.start
+    box = [round(float(v), 1) for v in track.boxes[row]]
+    return {"frame": frame, "track": track.number, "person": track.person, "box": box,
+            "seen": bool(track.scores[row] > 0), "status": status, "reason": reason,
+            "id_sim_input": None if likeness is None else round(likeness, 4)}  # fmt: skip
+
+
+def kept_faces(tracks: Sequence[Track], frame: int) -> Faces:
+    """The faces of a frame that tracks keep, with their smoothed landmarks."""
+    return tuple(
+        replace(t.face(frame), landmarks=torch.from_numpy(landmarks_of(t.matrices[frame - t.start])).float())
+        for t in tracks
+        if t.kept and t.start <= frame < t.stop
+    )

@@ -1,0 +1,157 @@
+"""What Restore Faces asks of the core: the pipeline with the model's parts, over all frames."""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
+from ..idcodeformer.types import DetectOptions, Embeddings, Face, Faces, RestoreOptions
+from . import convert, faces, host, stream
+from .folders import fingerprint_of
+from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, Part, load_together
+from .people import LinkedPeople
+from .preview import PreviewingRestorer, StagedProgress
+from .upscale import upscaler_of
+
+if TYPE_CHECKING:
+    from ..idcodeformer.guidance.optimise import GuidanceOptions
+    from ..idcodeformer.identity.recogniser import IdentityRecogniser
+
+AUTOMATIC, SQUARE = "automatic", "whole square"  # of paste_classes
+_FACES_AT_ONCE = 4  # what memory is asked for; the core then takes as many as fit
+_SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """All inputs of one execution beside the model."""
+
+    frames: convert.Frames
+    options: RestoreOptions
+    paste_classes: str
+    given: faces.FoundFaces | None
+    mask: Tensor | None
+    reference: Tensor | None
+    people: LinkedPeople | None
+    guidance: GuidanceOptions
+    upscale_model: Any = None
+    aligned: bool = False
+    detector: str | None = None
+    confidence: float = 0.8
+
+
+def restored(model: IDCodeFormerModel, asked: Request, kept: Kept) -> stream.Restored:
+    """Every frame of the request. Raises BadImage, BadOption, OutOfMemory."""
+    _check(model, asked)
+    with _giving_up(model), host.work(), upscaler_of(asked.upscale_model) as upscaler:
+        if asked.aligned:
+            asked = replace(asked, frames=_resized(asked.frames, model.config.img_size), given=None,
+                            options=replace(asked.options, upscale=1.0, face_upsample=False))  # fmt: skip
+        return _run(model, asked, kept, upscaler)
+
+
+def _check(model: IDCodeFormerModel, asked: Request) -> None:
+    """Raises BadOption in words of the graph; the host cannot tell before, since the model is a link."""
+    wanted = "min_identity" if asked.options.min_identity > 0 else "reference"
+    if model.recogniser is None and (asked.options.min_identity > 0 or asked.reference is not None):
+        raise BadOption(
+            f"'{wanted}' needs a recogniser, and Load ID-CodeFormer has 'none'; choose one there, or "
+            + ("set min_identity to 0." if wanted == "min_identity" else "unlink reference.")
+        )
+    if asked.reference is not None and asked.people is not None:
+        raise BadOption("Both 'reference' and 'person' are linked; unlink one of them.")
+    if asked.aligned and asked.given is not None:
+        raise BadOption("'aligned' takes every frame for one face; unlink faces, or switch aligned off.")
+
+
+@contextmanager
+def _giving_up(model: IDCodeFormerModel) -> Iterator[None]:
+    """Drop what is held where memory runs out, so that the next try has more."""
+    try:
+        yield
+    except (OutOfMemory, host.out_of_memory()):
+        model.held.clear()
+        raise
+
+
+def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) -> stream.Restored:
+    from .holding import HoldingPipeline, HoldingRecogniser
+
+    model.held.make_room(host.compute_device())
+    frames, people = asked.frames, asked.people
+    found = _template(frames) if asked.aligned else faces.faces_of(asked.given, frames)
+    masks = convert.masks_for(asked.mask, frames)
+    name = asked.detector or BUILT_IN_DETECTOR
+    detector = None
+    if found is None or asked.reference is not None:
+        detector = model.detector() if name == BUILT_IN_DETECTOR else kept.detector(name)
+    square = asked.paste_classes == SQUARE or asked.aligned
+    parser = None if square else model.parser(required=asked.paste_classes != AUTOMATIC)
+    guide = None if people is None else people.part
+    load_together([model.restorer, detector, model.recogniser, parser, guide], model.memory(_FACES_AT_ONCE))
+    progress = StagedProgress(host.Progress(100))
+    finder, judge, pasted, guide = (_ready(part) for part in (detector, model.recogniser, parser, guide))
+    references, judge, guide = _references(asked, finder, judge, guide)
+    if judge is not None and host.compute_device().type == "cpu":  # on a card embedding costs less than a digest
+        judge = HoldingRecogniser(judge, model.held)
+    restorer = PreviewingRestorer(model.restorer, progress)
+    pipeline = HoldingPipeline(model.held, fingerprint_of("detector", name), restorer, finder, judge, pasted, guide)
+    wanted = DetectOptions(asked.confidence) if found is None else None
+    guidance = asked.guidance if people is not None and asked.guidance.steps else None
+    return stream.restore(
+        pipeline, frames, asked.options, found, masks, progress, asked.aligned, detect_options=wanted,
+        references=references, guidance=guidance, upscaler=upscaler,
+    )  # fmt: skip
+
+
+def _ready(part: Part | None) -> Any:
+    return None if part is None else part.ready()
+
+
+def _references(
+    asked: Request, finder: Any, judge: IdentityRecogniser | None, guide: IdentityRecogniser | None
+) -> tuple[list[Embeddings] | Embeddings | None, IdentityRecogniser | None, IdentityRecogniser | None]:
+    """Embeddings of the person, the recogniser that scores, and the one that guides where it is another.
+
+    Where the person came out of a file that another recogniser than the model's has made, that one scores as well.
+    """
+    if asked.reference is not None:
+        photos = convert.frames_of(asked.reference, "reference")
+        assert judge is not None
+        return faces.person_in(photos, finder, judge), judge, None
+    if asked.people is None or guide is None:
+        return None, judge, None
+    theirs = asked.people.people
+    judged = None if judge is None else asked.people.by(judge)
+    if len(theirs) != 1:
+        raise BadOption(f"'person' holds {len(theirs)} people ({', '.join(asked.people.names)}); link one person.")
+    if judged is theirs or judged is None:
+        return theirs.identities, judge if judged is theirs else guide, None
+    return [theirs.identities, judged.identities], judge, guide
+
+
+def _resized(frames: convert.Frames, side: int) -> convert.Frames:
+    """Aligned faces in the size of the network. Raises BadImage for what is too small to be a face."""
+    if min(frames.size) < _SMALLEST_CROP:
+        raise BadImage(f"The image has {frames.size[1]}x{frames.size[0]} px; an aligned face has at least 16x16.")
+    out = torch.empty(len(frames), side, side, 3 + frames.extras, device=host.output_device())
+    for start, stop in frames.chunks():
+        planes = torch.cat([frames.part(start, stop), frames.extra(start, stop).movedim(-1, 1)], 1)
+        small = F.interpolate(planes, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        out[start:stop].copy_(small.movedim(1, -1))
+    return convert.Frames(out, frames.name)
+
+
+def _template(frames: convert.Frames) -> Sequence[Faces]:
+    """One face for every frame, whose points are where alignment puts them."""
+    from ..idcodeformer.geometry.templates import ffhq_template
+
+    side = frames.size[0]
+    points = torch.from_numpy(ffhq_template(side)).float()
+    face = Face(torch.tensor([0.0, 0.0, side - 1.0, side - 1.0]), 1.0, points)
+    return ((face,),) * len(frames)
