@@ -163,11 +163,6 @@ class IDCodeFormerModel:
             self._parser = Part(network, lambda: _parser(network))
         return self._parser
 
-    @property
-    def has_parser(self) -> bool:
-        """Whether ParseNet was found when it was last needed."""
-        return self._parser is not None
-
     def judge_of(self, people: LinkedPeople) -> str:
         """The name of the recogniser that scores likeness to ``people``: the model's where it can."""
         judged = None if self.recogniser is None else people.by(self.recogniser.ready())

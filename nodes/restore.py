@@ -8,7 +8,7 @@ from torch import Tensor
 from ..idcodeformer.errors import BadImage
 from ..idcodeformer.types import RestoreOptions
 from . import convert, folders, report
-from .managed import BUILT_IN_DETECTOR, PARSENET_FILE, IDCodeFormerModel, Kept, model_of
+from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, model_of
 from .people import people_of
 from .restoring import AUTOMATIC, SQUARE, Request, restored
 

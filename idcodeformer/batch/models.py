@@ -10,6 +10,7 @@ from ..files.reading import decode, read
 from ..types import Detector, Embeddings
 
 if TYPE_CHECKING:
+    from ..compositing.parsing import FaceParser
     from ..identity.people import People
     from ..identity.recogniser import IdentityRecogniser
     from ..pipeline import FacePipeline
@@ -28,8 +29,7 @@ def load_pipeline(settings: RestoreSettings) -> FacePipeline:
     photos = settings.references or (settings.people is not None and not Path(settings.people).is_file())
     detector = None if aligned and not photos else load_detector(models.detector, device)
     recogniser = load_scorer(models.recogniser, device)
-    needed = settings.options.parse_classes is not None
-    parser = None if aligned else load_face_parser(models.parser, device, needed)
+    parser = None if aligned else load_face_parser(models.parser, device)
     return FacePipeline(restorer, detector, recogniser, parser, load_guide(settings, recogniser))
 
 

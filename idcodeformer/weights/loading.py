@@ -29,7 +29,8 @@ class Architecture:
     """One network this package knows: how its tensors look, what its config is, how it is built."""
 
     name: str  # as written to the metadata of our files
-    kind: str  # what it is for: codeformer, face_network, vqgan, discriminator, retinaface, parsenet, recogniser
+    kind: str  # what it is for: codeformer, face_network, vqgan, discriminator, retinaface, parsenet, mini_parser,
+    # recogniser
     keys: tuple[str, ...]  # state-dict keys that it alone has together
     recover: Callable[[State], Any]
     construct: Callable[[Any], nn.Module]

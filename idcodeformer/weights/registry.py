@@ -235,7 +235,7 @@ WEIGHTS: tuple[Weight, ...] = (
 GROUPS = {
     "restorer": ("codeformer", "face_network"),
     "detector": ("retinaface", "scrfd", "yunet"),
-    "parser": ("parsenet",),
+    "parser": ("parsenet", "mini_parser"),
 }
 OTHER_RUNTIMES = ("scrfd", "yunet")  # kinds that torch does not run
 
