@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 ifeq ($(OS),Windows_NT)
 VPYTHON := $(VENV)/Scripts/python.exe
+FLOOR := .venv-floor/Scripts/python.exe
 else
 VPYTHON := $(VENV)/bin/python
+FLOOR := .venv-floor/bin/python
 endif
 
-.PHONY: demo test fuzz lint setup setup-dev clean
+.PHONY: demo test test-floor test-comfy mutate fuzz lint setup setup-dev clean
 
 demo: setup
 	$(VPYTHON) -m idcodeformer demo
@@ -17,6 +19,19 @@ test: setup-dev
 
 fuzz: setup-dev
 	$(VPYTHON) -m tests.fuzz.harness $(ARGS)
+
+# The oldest releases that requirements.txt allows, in an environment of their own (Python 3.10 or 3.11).
+test-floor:
+	@$(PYTHON) tools/environment.py --venv .venv-floor --requirements tests/floor.txt
+	$(FLOOR) -m pytest -m "not slow" --ignore tests/test_evaluate.py $(ARGS)
+
+# In a real ComfyUI: COMFYUI_DIR=/path/to/ComfyUI
+test-comfy: setup-dev
+	@$(VPYTHON) tools/comfy.py $(ARGS)
+
+# Which slips the tests notice; about an hour. ARGS="--count 20 --only compositing" for less.
+mutate: setup-dev
+	$(VPYTHON) tools/mutate.py $(ARGS)
 
 lint: setup-dev
 	$(VPYTHON) -m ruff check .
@@ -28,4 +43,4 @@ setup-dev:
 	@$(PYTHON) tools/environment.py --venv $(VENV) --dev
 
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-floor .venv-comfy demo-output .pytest_cache .ruff_cache

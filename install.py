@@ -30,6 +30,7 @@ NEEDED = {
     "numpy": "numpy",
     "safetensors": "safetensors",
     "PIL": "pillow",
+    "scipy": "scipy",
     "tqdm": "tqdm",
 }
 HOST = ("torch", "torchvision")

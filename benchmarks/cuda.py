@@ -1,95 +1,70 @@
-"""Achieved TFLOP/s and GB/s on a CUDA device, by device events: python -m benchmarks.cuda
+"""Everything about a GPU in one command: python -m benchmarks.cuda [--weights FILE] [--json FILE]
 
-Arithmetic is counted by torch's own counter on one pass; traffic is the least that must move: weights once per face,
-and every convolution's, linear's and norm's input and output once. Without a CUDA device it says so and stops.
+Parity with the CPU, waits of the host, speed by batch size (eager, CUDA graphs, torch.compile) against peaks measured
+on the same card, the whole pipeline at 1080p, guidance, and memory. Takes some minutes and writes JSON. Without a CUDA
+device it says so and measures nothing; ``--rehearse`` goes through every part on the CPU with a tiny network, to try
+the command itself: those figures mean nothing.
 """
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from idcodeformer.networks.codeformer import CodeFormer
-from idcodeformer.restoration.engine.execution import ModuleEngine, accelerate
+from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 
-from .common import arguments, finish, table
-from .weights import face_like, load
+from .common import finish, table
+from .cuda_parts import Card, guidance, memory, parity, peaks, pipelines, speed, waits
+from .weights import load, seeded
 
-
-def operations(network: CodeFormer, x: Tensor, w: float) -> float:
-    """Floating-point operations (2 per multiply-add) of one pass over ``x``, counted by running it."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(x, w, True)
-    return float(counter.get_total_flops())
+TINY = CodeFormerConfig(
+    img_size=64, nf=32, ch_mult=(1, 2, 2), attn_resolutions=(16,), codebook_size=32, emb_dim=16,
+    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
+)  # fmt: skip
 
 
-def least_traffic(network: CodeFormer, x: Tensor, w: float, decoder_bytes: int) -> float:
-    """Bytes: what layers read and write, each once; generator and fusion at ``decoder_bytes`` per number."""
-    total, hooks = 0.0, []
-
-    def count(size: int) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            nonlocal total
-            numbers = sum(i.numel() for i in inputs if isinstance(i, Tensor)) + output.numel()
-            total += size * (numbers + sum(p.numel() for p in module.parameters(recurse=False)))
-
-        return hook
-
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)):
-            size = decoder_bytes if name.startswith(("generator", "fuse")) else 4
-            hooks.append(module.register_forward_hook(count(size)))
-    with torch.inference_mode():
-        network(x, w, True)
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
-def milliseconds(run: Callable[[], object], rounds: int) -> float:
-    """Median device time of one call, by events; nothing waits in between."""
-    for _ in range(3):
-        run()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for start, stop in pairs:
-        start.record()
-        run()
-        stop.record()
-    torch.cuda.synchronize()
-    times = sorted(start.elapsed_time(stop) for start, stop in pairs)
-    return times[len(times) // 2]
-
-
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--weights", type=Path, help="weight file; default: seeded random weights")
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, help="weight file or recipe folder; default: seeded random weights")
     parser.add_argument("--w", type=float, default=0.5, help="fidelity")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
-    options = parser.parse_args()
-    network = load(options.weights)
-    one = face_like(1, network.config.img_size)
-    flop = operations(network, one, options.w)
-    print(f"One face of {network.config.img_size} px at w = {options.w:g}: {flop / 1e9:.0f} GFLOP")
-    if not torch.cuda.is_available():
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--faces", type=int, nargs="+", default=[1, 8, 40], help="in the 1080p picture")
+    parser.add_argument("--steps", type=int, default=15, help="of guidance")
+    parser.add_argument("--rounds", type=int, default=10, help="times that every variant runs")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--json", type=Path, default=Path("cuda.json"), help="where the results go")
+    parser.add_argument("--rehearse", action="store_true", help="all parts on the CPU with a tiny network")
+    options = parser.parse_args(arguments)
+    if options.rehearse:
+        options.batches, options.faces, options.steps, options.rounds = [1, 2], [1], 2, 1
+        options.no_compile = True
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = options_of(arguments)
+    if not options.rehearse and not torch.cuda.is_available():
         print("torch finds no CUDA device here: nothing was measured.")
         return
-    traffic = {p: least_traffic(network, one, options.w, 4 if p == "fp32" else 2) for p in ("fp32", "bf16", "fp16")}
-    network = network.cuda()
-    engines = {p: accelerate(network, "cuda", p) for p in ("fp32", "bf16", "fp16")}
-    engines["fp32, TF32 allowed"] = ModuleEngine(network, torch.device("cuda"), "fp32", tf32=True)
-    rows = []
-    for batch in options.batches:
-        x = face_like(batch, network.config.img_size).cuda()
-        for name, engine in engines.items():
-            ms = milliseconds(lambda engine=engine, x=x: engine(x, options.w, True), options.rounds)
-            moved = traffic[engine.precision] * batch
-            rows.append([name, batch, ms / batch, flop * batch / ms / 1e9, moved / ms / 1e6])
-    header = ["precision", "batch", "ms/face", "TFLOP/s", "GB/s at least"]
-    table("The network on CUDA, device events", header, rows)
-    finish("cuda", {"gflop_per_face": flop / 1e9, "rows": [dict(zip(header, r)) for r in rows]}, options.json)
+    card = Card("cpu" if options.rehearse else "cuda")
+    network: CodeFormer = seeded(TINY) if options.rehearse else load(options.weights)
+    results: dict[str, object] = {"rehearsal": options.rehearse, "w": options.w}
+    parts = {
+        "peaks": lambda: peaks(card, options),
+        "parity": lambda: parity(card, network, options),
+        "waits": lambda: waits(card, network, options),
+        "speed": lambda: speed(card, network, options, results["peaks"]),
+        "pipeline": lambda: pipelines(card, network, options),
+        "guidance": lambda: guidance(card, network, options),
+        "memory": lambda: memory(card, network, options),
+    }
+    for name, part in parts.items():
+        rows = part()
+        results[name] = rows
+        table(name.capitalize(), list(rows[0]), [list(row.values()) for row in rows])
+        card.empty()
+    finish("cuda", results, options.json)
 
 
 if __name__ == "__main__":

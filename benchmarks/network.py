@@ -2,7 +2,8 @@
 
 All variants share one set of weights and run in turn in one process. With --keep-pages the allocator keeps freed pages
 for all of them, as in the command line; without it, as inside another program. PSNR is of the network's image (peak 2),
-and codes are counted over all tokens, both against the plain pass.
+and codes are counted over all tokens, both against the plain pass. ONNX Runtime and OpenVINO run the exported network
+where they are installed (--no-peers leaves them out).
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from idcodeformer.restoration.engine.strips import cpu_has_bf16
 from idcodeformer.runtime.allocator import keep_pages
 
 from .common import arguments, finish, interleaved, seconds_of, set_threads, table
+from .peers import peers
 from .plain import plain_forward
 from .weights import face_like, load
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="weight file or recipe folder; default: seeded random weights")
     parser.add_argument("--w", type=float, default=0.5, help="fidelity")
     parser.add_argument("--keep-pages", action="store_true")
+    parser.add_argument("--no-peers", action="store_true", help="leave other runtimes out")
     options = parser.parse_args()
     set_threads(options.threads)
     kept = keep_pages() if options.keep_pages else False
@@ -59,12 +62,14 @@ def measure(network: CodeFormer, x: torch.Tensor, options) -> list[dict[str, obj
     if cpu_has_bf16():
         mixed = accelerate(network, "cpu", "bf16")
         variants["engine bf16 decoder"] = lambda: mixed(x, w, True)
+    if not options.no_peers:
+        variants |= peers(network, x, w)
     image, logits, _ = variants["plain eager fp32"]()
     timed = {name: seconds_of(run, options.clock) for name, run in variants.items()}
     seconds = interleaved(timed, options.rounds, options.statistic)
     rows = []
     for name, run in variants.items():
-        ours, our_logits, _ = run()
+        ours, our_logits, *_ = run()
         rows.append(
             {
                 "variant": name,

@@ -42,6 +42,14 @@ class BadOption(IDCodeFormerError, ValueError):
     """An option is outside its range; the message gives the range."""
 
 
+class BadTarget(IDCodeFormerError):
+    """The place where a bulk run's results go cannot be read or written, or holds those of other options."""
+
+
+class WorkersFailed(IDCodeFormerError):
+    """The workers of a bulk run cannot start or cannot go on; what is done is kept."""
+
+
 class OutOfMemory(IDCodeFormerError):
     """Not even one face fits; the message says what to lower."""
 

@@ -16,6 +16,7 @@ from .guidance.restoring import FaceWork, RestoredCrops
 from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
+from .restoration.large import LargeFace, judge_large, scales_of
 from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
@@ -70,6 +71,7 @@ class FacePipeline:
         progress: Progress | None = None,
         guidance: GuidanceOptions | None = None,
         people: Galleries | None = None,
+        others: Sequence[Faces] | None = None,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -81,6 +83,7 @@ class FacePipeline:
         ``people``: a gallery, or the same people by several recognisers: in each image one person goes to one face, and
         the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
         gallery that they are; the report says what it did to each.
+        ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -92,18 +95,27 @@ class FacePipeline:
             self._recognise()
         batch = check_images(images)
         _check_counts(len(batch), faces, masks)
+        _check_counts(len(batch), others, None)
         work = self._work(options, guidance, references, people)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
+        large = judge_large(crops.pixels, scales_of(crops.matrices), options)
+        crops, chosen, large = _without_left(crops, chosen, large)
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
         after = crops.with_pixels(pixels)
         scores = self._score(crops.pixels, pixels, work, done)
+        scores = replace(scores, besides=tuple(face.reason if face else "" for face in large))
         report = report_lines(found, chosen, scores, options, getattr(self.restorer, "has_fidelity", True))
         if not all(kept := scores.reach(options.min_identity)):
-            crops, after = (part.only([n for n, keep in enumerate(kept) if keep]) for part in (crops, after))
+            places = [n for n, keep in enumerate(kept) if keep]
+            crops, after, large = crops.only(places), after.only(places), [large[n] for n in places]
+        own = [face is not None for face in large]  # those that were left are gone
         device = self._device(batch)
-        pasted, shares = paste(batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device)
+        shown = found if others is None else tuple((*a, *b) for a, b in zip(found, others))
+        pasted, shares = paste(
+            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own
+        )
         return Restoration(pasted, shares, found, crops, after, report)
 
     def restore_aligned(
@@ -150,8 +162,9 @@ class FacePipeline:
         if self.detector is None:
             raise BadOption("No detector and no faces were given; pass faces=, or build the pipeline with a detector.")
         found: list[Faces] = []
+        options = replace(options or DetectOptions(), doubtful=True)  # for the report; ``select`` drops them
         for start, stop in _chunks(images):
-            found += self.detector(images[start:stop], options or DetectOptions())
+            found += self.detector(images[start:stop], options)
             if progress:
                 progress(stop, len(images), "detecting")
         return tuple(found)
@@ -281,6 +294,27 @@ def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -
     for name, given in (("lists of faces", faces), ("masks", masks)):
         if given is not None and len(given) != images:
             raise BadOption(f"{len(given)} {name} for {images} images; give one (maybe empty) per image.")
+
+
+def _without_left(
+    crops: Crops, chosen: list[Selection], large: list[LargeFace | None]
+) -> tuple[Crops, list[Selection], list[LargeFace | None]]:
+    """What is restored at all: large faces that stay as they were go over to those that were not chosen."""
+    left = {n for n, face in enumerate(large) if face is not None and not face.kept}
+    if not left:
+        return crops, chosen, large
+    selections, first = [], 0
+    for selection in chosen:
+        rest = [n for n in range(len(selection.faces)) if first + n not in left]
+        dropped = dict(selection.dropped)
+        for n, number in enumerate(selection.indices):
+            if n not in rest:
+                dropped[number] = large[first + n].reason  # type: ignore[union-attr]
+        faces, indices = (tuple(part[n] for n in rest) for part in (selection.faces, selection.indices))
+        selections.append(Selection(faces, indices, tuple(sorted(dropped.items()))))
+        first += len(selection.faces)
+    places = [n for n in range(len(large)) if n not in left]
+    return crops.only(places), selections, [large[n] for n in places]
 
 
 def _chunks(images: Sequence[Tensor]) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ class Scores:
     done: RestoredCrops | None = None  # what was done to every crop
     judge: str = ""  # recogniser that measured ``before`` and ``after``
     guide: str = ""  # recogniser that guides
+    besides: Sequence[str] = ()  # of every crop, what was done besides restoring
 
     def of(self, crop: int) -> tuple[float | None, float | None, float | None]:
         to_input, before, after = (None if s is None else s[crop] for s in (self.to_input, self.before, self.after))
@@ -86,5 +87,7 @@ def report_lines(
             line = face_line((image, number), face, place, scores, options, has_fidelity)
             if line.status == "restored":
                 line = replace(line, crop=sum(reached[:place]) if reached else place)
+                if scores.besides and scores.besides[place]:
+                    line = replace(line, reason="; ".join(filter(None, (scores.besides[place], line.reason))))
             lines.append(line)
     return tuple(lines)

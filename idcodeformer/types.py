@@ -18,17 +18,22 @@ Keep = Literal["all", "largest", "centre", "indices", "mask"]
 Border = Literal["constant", "reflect"]
 GrayMode = Literal["auto", "force", "off"]
 Colour = Literal["low_band", "adain", "off"]
-_CHOICES = {"colour": get_args(Colour)}  # of RestoreOptions
+MaskShape = Literal["face", "square"]
+LargeFaces = Literal["auto", "restore", "keep", "skip"]
+# Of RestoreOptions.
+_CHOICES = {"colour": get_args(Colour), "mask_shape": get_args(MaskShape), "large_faces": get_args(LargeFaces)}
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
     """One detected face: box [4] = x0,y0,x1,y1 in px; score a probability; landmarks [5,2] = left eye, right eye, nose,
-    left and right mouth corner, as seen in the picture. Tensors are float32 on the CPU."""
+    left and right mouth corner, as seen with the face upright. ``doubt`` says why a detector takes what it found for no
+    face; such findings are reported and never restored. Tensors are float32 on the CPU."""
 
     box: Tensor
     score: float
     landmarks: Tensor
+    doubt: str = ""
 
     @property
     def eye_distance(self) -> float:
@@ -92,6 +97,7 @@ class DetectOptions:
     order: Order = "size"
     keep: Keep = "all"
     indices: tuple[int, ...] = ()  # for keep="indices", in the chosen order
+    doubtful: bool = False  # detectors also hand out what they take for no face, for a report; it is never kept
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:
@@ -107,13 +113,17 @@ class RestoreOptions:
     upscale: float = 1.0  # output px per input px
     strength: float = 1.0  # 0..1, blend of the restored face with what was there
     face_upsample: bool = False  # enlarge restored faces with the background upscaler before pasting
-    border: Border = "constant"
+    border: Border = "reflect"  # what a crop sees outside the picture: its mirror image; "constant": grey, the reference
     gray: GrayMode = "auto"
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory
     min_identity: float = 0.0  # 0..1, a restored face less similar to its input crop is not pasted; 0 = all are
     colour: Colour = "low_band"  # the input's own low band; "adain": latent match alone, the reference; "off": neither
     identity_target: float = 0.0  # 0..1, lowest w whose face is this like the person, or the input; 0 = w as given
+    mask_shape: MaskShape = "face"  # what is pasted keeps to the face and off its neighbours; "square": the reference
+    # Faces larger than the network: "auto" leaves sharp ones as they are, "skip" all; "keep" restores under their own
+    # detail; "restore" replaces them as any other.
+    large_faces: LargeFaces = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -4,6 +4,7 @@ from .loader import LoadIDCodeFormer
 from .person import LoadPerson
 from .restore import RestoreFaces
 from .score import IdentityScore
+from .video import RestoreVideo
 
 # A literal with string keys: ComfyUI-Manager reads it from the source to tell which pack has a missing node.
 NODE_CLASS_MAPPINGS = {
@@ -12,6 +13,7 @@ NODE_CLASS_MAPPINGS = {
     "IDCodeFormerRestoreFaces": RestoreFaces,
     "IDCodeFormerIdentityScore": IdentityScore,
     "IDCodeFormerPerson": LoadPerson,
+    "IDCodeFormerRestoreVideo": RestoreVideo,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -20,4 +22,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "IDCodeFormerRestoreFaces": "Restore Faces (ID-CodeFormer)",
     "IDCodeFormerIdentityScore": "Identity Score (ID-CodeFormer)",
     "IDCodeFormerPerson": "Load Person (ID-CodeFormer)",
+    "IDCodeFormerRestoreVideo": "Restore Video (ID-CodeFormer)",
 }

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator
+from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,6 @@ from torch import Tensor
 from ..idcodeformer.errors import BadImage
 from ..idcodeformer.files.transparency import fill_hidden
 from . import host
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _PLACEHOLDER = (64, 64)  # Load Image hands out a black mask of this size where the file has no alpha
 
@@ -180,18 +177,3 @@ def masks_for(mask: Tensor | None, frames: Frames) -> Masks | None:
     if mask.shape[0] not in (1, len(frames)):
         raise BadImage(f"'mask' has {mask.shape[0]} frames, the image {len(frames)}; give one mask or one per frame.")
     return Masks(mask, frames.size, frames.source.device)
-
-
-def pil_of(pixels: Tensor) -> Image:
-    """PIL picture of one [3,H,W] tensor in [0,1]."""
-    from PIL import Image
-
-    array = pixels.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
-    return Image.fromarray(array)
-
-
-def tensor_of(picture: Image) -> Tensor:
-    """[3,H,W] in [0,1] of a PIL picture."""
-    import numpy as np
-
-    return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255).movedim(-1, 0).contiguous()

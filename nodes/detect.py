@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadOption
+from ..idcodeformer.files.drawing import marked
 from ..idcodeformer.types import Faces
 from . import convert, draw, faces, folders, host
 from .managed import Kept, Part, load_together, recogniser_of
@@ -164,7 +165,7 @@ class DetectFaces:
             pixels = frames.part(start, stop)
             for number, image in enumerate(pixels, start):
                 host.raise_if_cancelled()
-                drawn = draw.annotate(image, found.faces[number], found.dropped[number])
+                drawn = marked(image, found.faces[number], dropped=found.dropped[number])
                 preview.write(number, drawn)
                 mask[number].copy_(draw.faces_mask(found.size, found.faces[number])[0])
                 if number < _SHOWN_FRAMES:

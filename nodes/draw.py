@@ -1,4 +1,4 @@
-"""Pictures the nodes show: found faces on the image, the mask of faces, and the identity chart."""
+"""Pictures the nodes show besides the core's: small ones, the mask of faces, and the identity chart."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Sequence
 
 from torch import Tensor
 
+from ..idcodeformer.files.drawing import BAD, DIM, GOOD, box_of, font, image_of, tensor_of
 from ..idcodeformer.types import Face
-from . import convert
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
     from PIL.Image import Image
 
-GOOD, BAD, DIM = (70, 190, 110), (225, 85, 75), (150, 150, 150)
 PAPER, INK, FAINT = (24, 26, 30), (236, 236, 236), (70, 74, 80)
 _THUMB, _GAP, _BAR = 192, 16, 14  # px of the chart
 _MOST_PAIRS = 24  # pairs drawn; the report lists all of them
@@ -31,28 +30,9 @@ class Pair:
     missing: str = "no face"  # what stands in place of a picture
 
 
-def annotate(image: Tensor, kept: Sequence[Face], dropped: Sequence[tuple[Face, str]] = ()) -> Tensor:
-    """[3,H,W] with numbered boxes and landmarks of the kept faces; the dropped ones thin and grey, with the reason."""
-    from PIL import ImageDraw
-
-    picture = convert.pil_of(image)
-    draw = ImageDraw.Draw(picture)
-    line = max(1, round(min(picture.size) / 250))
-    font = _font(max(11, round(min(picture.size) / 40)))
-    for face, reason in dropped:
-        draw.rectangle(_box(face), outline=DIM, width=max(1, line // 2))
-        _label(draw, face, reason, DIM, font)
-    for number, face in enumerate(kept):
-        draw.rectangle(_box(face), outline=GOOD, width=line)
-        for x, y in face.landmarks.tolist():
-            draw.ellipse((x - line, y - line, x + line, y + line), fill=GOOD)
-        _label(draw, face, f"{number}  {face.score:.2f}", GOOD, font)
-    return convert.tensor_of(picture)
-
-
 def thumbnail(image: Tensor, side: int) -> Image:
     """PIL picture of [3,H,W], made smaller where it is larger than ``side`` px."""
-    picture = convert.pil_of(image)
+    picture = image_of(image)
     picture.thumbnail((side, side))
     return picture
 
@@ -64,8 +44,8 @@ def faces_mask(size: tuple[int, int], faces: Sequence[Face]) -> Tensor:
     picture = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(picture)
     for face in faces:
-        draw.ellipse(_box(face), fill=255)
-    return convert.tensor_of(picture)[:1]
+        draw.ellipse(box_of(face), fill=255)
+    return tensor_of(picture)[:1]
 
 
 def chart(pairs: Sequence[Pair], threshold: float, headline: str) -> Tensor:
@@ -92,7 +72,7 @@ def chart(pairs: Sequence[Pair], threshold: float, headline: str) -> Tensor:
         x = _GAP + number % columns * (cell[0] + _GAP)
         y = top + number // columns * (cell[1] + _GAP)
         _draw_pair(picture, draw, (x, y), pair, threshold)
-    return convert.tensor_of(picture)
+    return tensor_of(picture)
 
 
 def _draw_pair(picture: Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], pair: Pair, threshold: float) -> None:
@@ -102,10 +82,10 @@ def _draw_pair(picture: Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], p
     width = 2 * _THUMB + _GAP
     below = y + _THUMB + 8
     if pair.score is None:
-        draw.text((x, below), "no score", fill=BAD, font=_font(24))
+        draw.text((x, below), "no score", fill=BAD, font=font(24))
     else:
         colour = GOOD if pair.score >= threshold else BAD
-        draw.text((x, below), f"{pair.score:+.3f}", fill=colour, font=_font(24))
+        draw.text((x, below), f"{pair.score:+.3f}", fill=colour, font=font(24))
         _bar(draw, (x, below + 36), width, pair.score, threshold, colour)
     _fitted(draw, (x + 104, below + 6), pair.title, 15, width - 104)
 
@@ -122,40 +102,19 @@ def _thumb(picture: Image, draw, at: tuple[int, int], crop: Tensor | None, name:
     x, y = at
     if crop is None:
         draw.rectangle((x, y, x + _THUMB - 1, y + _THUMB - 1), outline=FAINT, width=2)
-        draw.text((x + 12, y + _THUMB // 2 - 10), missing, fill=DIM, font=_font(18))
+        draw.text((x + 12, y + _THUMB // 2 - 10), missing, fill=DIM, font=font(18))
     else:
         from PIL import Image as Pictures
 
-        picture.paste(convert.pil_of(crop).resize((_THUMB, _THUMB), Pictures.Resampling.LANCZOS), (x, y))
+        picture.paste(image_of(crop).resize((_THUMB, _THUMB), Pictures.Resampling.LANCZOS), (x, y))
     draw.rectangle((x, y, x + 84, y + 20), fill=PAPER)
-    draw.text((x + 5, y + 2), name, fill=INK, font=_font(14))
+    draw.text((x + 5, y + 2), name, fill=INK, font=font(14))
 
 
 def _fitted(draw, at: tuple[int, int], text: str, size: int, width: int) -> None:
     """Text in one line of at most ``width`` px: smaller first, then cut with an ellipsis."""
-    while size > 10 and draw.textlength(text, font=_font(size)) > width:
+    while size > 10 and draw.textlength(text, font=font(size)) > width:
         size -= 1
-    while len(text) > 4 and draw.textlength(text, font=_font(size)) > width:
+    while len(text) > 4 and draw.textlength(text, font=font(size)) > width:
         text = text[:-4].rstrip() + "..."
-    draw.text(at, text, fill=INK, font=_font(size))
-
-
-def _label(draw, face: Face, text: str, colour: tuple[int, int, int], font) -> None:
-    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
-    x, y = _box(face)[:2]
-    width, height = x1 - x0 + 6, y1 - y0 + 6
-    x = max(0.0, min(x, draw.im.size[0] - width))
-    y = y - height if y >= height else y
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + 3 - x0, y + 3 - y0), text, fill=PAPER, font=font)
-
-
-def _box(face: Face) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = face.box.tolist()
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-
-
-def _font(size: int):
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
+    draw.text(at, text, fill=INK, font=font(size))

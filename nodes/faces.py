@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import torch
@@ -31,6 +31,11 @@ class FoundFaces:
     def left_out(self) -> list[tuple[int, str]]:
         """(frame, reason) of every face that was found and not chosen."""
         return [(frame, reason) for frame, here in enumerate(self.dropped) for _, reason in here]
+
+    @property
+    def others(self) -> list[Faces]:
+        """The faces of each frame that are not chosen."""
+        return [tuple(face for face, _ in here) for here in self.dropped]
 
     @property
     def count(self) -> int:
@@ -92,7 +97,7 @@ def find(
     dropped: list[tuple[tuple[Face, str], ...]] = []
     for start, stop in frames.chunks(most=_FRAMES_AT_ONCE):
         images = frames.part(start, stop)
-        found = detector(list(images), options)
+        found = detector(list(images), replace(options, doubtful=True))
         similar = likeness(list(images), found) if likeness else [None] * len(found)
         for number, (faces, scores) in enumerate(zip(found, similar), start):
             mask = None if masks is None else masks.part(number, number + 1)[0]

@@ -30,6 +30,8 @@ class Kind:
     preferred: str = "\0"  # files whose name contains this come before the built-in ones
     sign: str = ""  # and which hold a tensor of this name
     inside: str = ""  # the folder within those folders
+    also: tuple[str, ...] = ()  # folders where other packs and ComfyUI-Manager put such files
+    also_named: tuple[str, ...] = ()  # beginnings of the names that count there
 
 
 KINDS = {
@@ -52,6 +54,8 @@ KINDS = {
             "parsing_", "yolo", "codeformer", "gfpgan", "w600k", "glint", "genderage", "1k3d68", "2d106det",
             "inswapper", "alignment_", "assessment_", "headpose_", "matting_", "recognition_", "arcface", "ms1mv",
         ),
+        also=("facerestore_models", "detection"),
+        also_named=("detection_resnet50", "detection_mobilenet", "retinaface", "det_", "scrfd"),
     ),
     "recogniser": Kind(
         ("insightface", OWN_FOLDER),
@@ -59,7 +63,7 @@ KINDS = {
         {"mini recogniser, built in": "mini_recogniser"},
         ("det_", "scrfd", "genderage", "1k3d68", "2d106det", "inswapper", "codeformer", "retinaface", "parsing_"),
     ),
-    "parser": Kind(("facedetection", "facexlib", OWN_FOLDER), _TORCH, {}, ()),
+    "parser": Kind(("facedetection", "facexlib", OWN_FOLDER), _TORCH, {}, (), also=("facerestore_models",)),
     "people": Kind((OWN_FOLDER,), (".safetensors",), {}, (), inside=PEOPLE_FOLDER),
 }  # fmt: skip
 
@@ -78,16 +82,18 @@ def register() -> None:
 
 def search_folders(kind: str) -> list[Path]:
     """Where files of this kind may be, best first: the host's folders of each key, models/<key>, the core's own."""
-    import folder_paths
-
     from ..idcodeformer.weights.store import cache_folder, own_folders
 
-    found: list[Path] = []
-    for key in KINDS[kind].folders:
-        known = folder_paths.folder_names_and_paths.get(key, ((), ()))[0]
-        found += [*map(Path, known), Path(folder_paths.models_dir, key), *configured_folders(key)]
-    inside = KINDS[kind].inside
-    return list(dict.fromkeys(folder / inside for folder in [*found, *own_folders(), cache_folder()]))
+    spec = KINDS[kind]
+    found = [folder for key in (*spec.folders, *spec.also) for folder in _folders_of(key)]
+    return list(dict.fromkeys(folder / spec.inside for folder in [*found, *own_folders(), cache_folder()]))
+
+
+def _folders_of(key: str) -> list[Path]:
+    import folder_paths
+
+    known = folder_paths.folder_names_and_paths.get(key, ((), ()))[0]
+    return [*map(Path, known), Path(folder_paths.models_dir, key), *configured_folders(key)]
 
 
 class Choices(list):
@@ -128,13 +134,29 @@ def choices(kind: str, *more: str, first: Sequence[str] = ()) -> Choices:
 
 def _files(folder: Path, spec: Kind) -> list[str]:
     names = []
+    also = folder in (other for key in spec.also for other in _folders_of(key))
+    named = spec.also_named if also and spec.also_named else ("",)
     for parent, inner, files in os.walk(folder, followlinks=True):
         if Path(parent) == folder and folder.name == OWN_FOLDER and PEOPLE_FOLDER in inner:
             inner.remove(PEOPLE_FOLDER)
         for file in files:
-            if file.lower().endswith(spec.extensions) and not file.lower().startswith(spec.foreign):
+            name = file.lower()
+            if name.endswith(spec.extensions) and name.startswith(named) and not name.startswith(spec.foreign):
                 names.append(Path(parent, file).relative_to(folder).as_posix())
     return names
+
+
+def hint() -> list[str]:
+    """Where only the built-in restorers are there: which file to get for 512 px, its terms, and its folder."""
+    from ..idcodeformer.weights.registry import by_name
+
+    if set(choices("restorer")) != set(KINDS["restorer"].built_in):
+        return []
+    weight = by_name("codeformer")
+    return [
+        "The built-in models suit faces up to about 128 px.",
+        f"For 512 px: {weight.file} from {weight.source} ({weight.terms}) into {search_folders('restorer')[0]}",
+    ]
 
 
 def locate(kind: str, name: str) -> Path:

@@ -19,6 +19,7 @@ _MOST_CROPS = 128 << 20  # bytes of one part of the frames; above it they would 
 _LATER = {
     "w": 0.0, "adain": True, "upscale": 1.0, "strength": 1.0, "face_upsample": False, "gray": "auto",
     "parse_classes": None, "batch_size": 0, "min_identity": 0.0, "colour": "low_band",
+    "mask_shape": "face", "large_faces": "auto",
 }  # fmt: skip
 
 

@@ -10,11 +10,14 @@ import traceback
 import uuid
 import weakref
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ..idcodeformer.errors import MissingPackage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,6 +115,22 @@ class _CancelBetweenOperations(TorchFunctionMode):
 
 
 @contextmanager
+def packages() -> Iterator[None]:
+    """Where a package that the pack needs is missing, the error names install.py, which adds it."""
+    from ..idcodeformer.errors import MissingPackage
+
+    try:
+        yield
+    except ImportError as error:
+        script = Path(__file__).resolve().parent.parent / "install.py"
+        what = f"The package '{error.name}'" if error.name else f"A package ({error})"
+        raise MissingPackage(
+            f"{what} is missing: install.py of this pack was not run. Run it with ComfyUI's Python and start ComfyUI "
+            f'again: "{sys.executable}" "{script}"'
+        ) from error
+
+
+@contextmanager
 def work() -> Iterator[None]:
     """Around the computing part of a node: Cancel acts at once, no gradients are kept, and a failure keeps no tensors.
 
@@ -122,7 +141,7 @@ def work() -> Iterator[None]:
 
     raise_if_cancelled()
     try:
-        with torch.inference_mode(), _CancelBetweenOperations():
+        with packages(), torch.inference_mode(), _CancelBetweenOperations():
             yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the host keeps the error a while, and with it all that was local
@@ -148,6 +167,22 @@ class Progress:
         self._done = done
         shown = ("JPEG", preview, PREVIEW_SIDE) if preview is not None else None
         self._bar.update_absolute(done, max(1, total), shown)
+
+
+def temporary_folder() -> Path:
+    """The host's folder for files that it removes when it starts again."""
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory())
+
+
+def video_of(path: str) -> Any:
+    """A VIDEO of the graph from a clip's file; the file must stay where it is."""
+    try:
+        from comfy_api.input_impl import VideoFromFile
+    except ImportError as error:
+        raise MissingPackage(f"This ComfyUI has no videos ({error}); update it to 0.3.34 or later.") from error
+    return VideoFromFile(path)
 
 
 def show_on_node(pictures: list[Image]) -> list[dict[str, str]]:

@@ -81,5 +81,7 @@ class LoadIDCodeFormer:
         named = [folders.fingerprint_of("restorer", model_name), folders.fingerprint_of("recogniser", recogniser)]
         return "\n".join([*named, folders.fingerprint(folders.parser_file())])
 
-    def load(self, model_name: str, precision: str, recogniser: str) -> tuple[IDCodeFormerModel]:
-        return (IDCodeFormerModel(model_name, precision, recogniser),)
+    def load(self, model_name: str, precision: str, recogniser: str) -> dict[str, Any]:
+        with host.packages():
+            model = IDCodeFormerModel(model_name, precision, recogniser)
+        return {"ui": {"text": folders.hint()}, "result": (model,)}

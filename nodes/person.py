@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..idcodeformer.errors import BadOption
+from ..idcodeformer.files.drawing import image_of
 from . import convert, folders, host
 from .managed import Kept, load_together
 from .people import LinkedPeople, joined, people_of, person_from, photos_of
@@ -103,7 +104,7 @@ class LoadPerson:
             linked, doubts = self._made(name.strip(), file, recogniser, photos, people)
         saved = None if target is None else _save(linked, target)
         text = _report(linked, doubts, saved)
-        pictures = [convert.pil_of(photo.pixels) for here in linked.photos for photo in here][:_SHOWN]
+        pictures = [image_of(photo.pixels) for here in linked.photos for photo in here][:_SHOWN]
         return {"ui": {"images": host.show_on_node(pictures), "text": text.splitlines()}, "result": (linked, text)}
 
     def _made(self, name: str, file: str, recogniser_name: str, photos: Tensor | None, given: Any):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..idcodeformer.files.drawing import image_of
 from ..idcodeformer.types import Progress, RestoreOptions
-from . import convert, host
+from . import host
 
 if TYPE_CHECKING:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
@@ -20,8 +21,8 @@ _STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "guiding": (0.8, 0.
 class StagedProgress:
     """The pipeline's (done, total, what), called for one part of the frames after another, on one bar of 100 steps."""
 
-    def __init__(self, bar: host.Progress):
-        self._bar = bar
+    def __init__(self, bar: host.Progress, stages: dict[str, tuple[float, float]] | None = None):
+        self._bar, self._stages = bar, stages or _STAGES
         self._from, self._to = 0.0, 1.0
 
     def part(self, start: int, stop: int, total: int) -> None:
@@ -29,10 +30,10 @@ class StagedProgress:
         self._from, self._to = start / max(1, total), stop / max(1, total)
 
     def __call__(self, done: int, total: int, what: str, shown: Tensor | None = None) -> None:
-        start, end = _STAGES.get(what, (0.0, 1.0))
+        start, end = self._stages.get(what, (0.0, 1.0))
         share = start + (end - start) * (done / max(1, total))
         share = self._from + (self._to - self._from) * share
-        self._bar(round(100 * share), 100, None if shown is None else convert.pil_of(shown))
+        self._bar(round(100 * share), 100, None if shown is None else image_of(shown))
 
 
 class PreviewingRestorer:

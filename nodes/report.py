@@ -20,7 +20,7 @@ def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str
     frames, options, given = asked.frames, asked.options, asked.given
     restored = [line for line in done.report if line.status == "restored"]
     head = f"{len(restored)} of {done.found} faces restored in {len(frames)} frames with {model.name}, w "
-    lines = [head + (f"{restored[0].w:g}" if restored else "-")]
+    lines = [head + ("-" if not restored or restored[0].w is None else f"{restored[0].w:g}")]
     scores = [line.id_sim_input for line in restored if line.id_sim_input is not None]
     if scores:
         lines.append(f"identity to the input: mean {sum(scores) / len(scores):.3f}, lowest {min(scores):.3f}")

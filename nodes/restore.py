@@ -11,6 +11,7 @@ from . import convert, folders, report
 from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, model_of
 from .people import people_of
 from .restoring import AUTOMATIC, SQUARE, Request, restored
+from .video import PICTURES, VIDEO
 
 PASTE_CLASSES = (AUTOMATIC, "face and hair", "face without hair", "inner face", SQUARE)
 _INNER_FACE = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # skin, nose, eyes, brows, mouth and lips of ParseNet's labels
@@ -88,9 +89,9 @@ class RestoreFaces:
                 ),
                 "border": (
                     ["constant", "reflect"],
-                    {"default": "constant",
-                     "tooltip": "What the network sees beyond the edge of the picture: the reference's grey, or the "
-                     "picture mirrored."},
+                    {"default": "reflect",
+                     "tooltip": "What the network sees beyond the edge of the picture: reflect mirrors the picture; "
+                     "constant is the reference's grey, which shows in faces that the edge cuts."},
                 ),
                 "when_no_face": (
                     ["pass", "error"],
@@ -149,6 +150,18 @@ class RestoreFaces:
                     {"default": 0.8, "min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001, "display": "slider",
                      "tooltip": "How sure the detector must be where 'faces' is not linked."},
                 ),
+                "frames": (
+                    [PICTURES, VIDEO],
+                    {"default": PICTURES,
+                     "tooltip": "video: the batch is one clip at about 25 frames a second. Faces are followed through "
+                     "it, aligned without shaking and restored without flicker."},
+                ),
+                "large_faces": (
+                    ["auto", "restore", "keep", "skip"],
+                    {"default": "auto",
+                     "tooltip": "Faces larger than the network, which would soften them. auto leaves sharp ones as "
+                     "they are; skip leaves all; keep restores under the face's own detail; restore replaces them."},
+                ),
             },
         }  # fmt: skip
 
@@ -168,17 +181,19 @@ class RestoreFaces:
         faces: Any = None, upscale_model: Any = None, mask: Tensor | None = None, reference: Tensor | None = None,
         min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
         guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
+        frames: str = PICTURES, large_faces: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
         from ..idcodeformer.guidance.optimise import GuidanceOptions
 
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,
             border=border, gray=gray_mode, parse_classes=_classes(paste_classes), min_identity=min_identity,
-            colour=colour if colour_match else "off",
+            colour=colour if colour_match else "off", large_faces=large_faces,
         )  # fmt: skip
         asked = Request(
             convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),
             GuidanceOptions(guidance_steps, guidance_strength), upscale_model, aligned, detector, confidence,
+            clip=frames == VIDEO,
         )  # fmt: skip
         done = restored(model_of(model), asked, self._kept)
         if when_no_face == "error" and not done.found and not done.masked:

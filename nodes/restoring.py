@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
 from ..idcodeformer.types import DetectOptions, Embeddings, Face, Faces, RestoreOptions
-from . import convert, faces, host, stream
+from . import convert, faces, host, stream, video
 from .folders import fingerprint_of
 from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, Part, load_together
 from .people import LinkedPeople
@@ -43,6 +43,7 @@ class Request:
     aligned: bool = False
     detector: str | None = None
     confidence: float = 0.8
+    clip: bool = False  # the frames are one clip
 
 
 def restored(model: IDCodeFormerModel, asked: Request, kept: Kept) -> stream.Restored:
@@ -65,6 +66,8 @@ def _check(model: IDCodeFormerModel, asked: Request) -> None:
         )
     if asked.reference is not None and asked.people is not None:
         raise BadOption("Both 'reference' and 'person' are linked; unlink one of them.")
+    if asked.clip and (asked.reference is not None or asked.people is not None or asked.aligned):
+        raise BadOption("frames = video goes without reference, person and aligned; set it to pictures for these.")
     if asked.aligned and asked.given is not None:
         raise BadOption("'aligned' takes every frame for one face; unlink faces, or switch aligned off.")
 
@@ -96,6 +99,10 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     load_together([model.restorer, detector, model.recogniser, parser, guide], model.memory(_FACES_AT_ONCE))
     progress = StagedProgress(host.Progress(100))
     finder, judge, pasted, guide = (_ready(part) for part in (detector, model.recogniser, parser, guide))
+    if asked.clip:
+        options = DetectOptions(asked.confidence)
+        tools = (finder, judge, pasted)
+        return video.restore_frames(model, tools, frames, asked.options, options, found, masks, upscaler, progress)
     references, judge, guide = _references(asked, finder, judge, guide)
     if judge is not None and host.compute_device().type == "cpu":  # on a card embedding costs less than a digest
         judge = HoldingRecogniser(judge, model.held)
@@ -103,8 +110,9 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     pipeline = HoldingPipeline(model.held, fingerprint_of("detector", name), restorer, finder, judge, pasted, guide)
     wanted = DetectOptions(asked.confidence) if found is None else None
     guidance = asked.guidance if people is not None and asked.guidance.steps else None
+    others = None if asked.given is None else asked.given.others
     return stream.restore(
-        pipeline, frames, asked.options, found, masks, progress, asked.aligned, detect_options=wanted,
+        pipeline, frames, asked.options, found, masks, progress, asked.aligned, others, detect_options=wanted,
         references=references, guidance=guidance, upscaler=upscaler,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..idcodeformer.files.drawing import image_of
 from ..idcodeformer.types import DetectOptions, Embeddings, Faces
 from . import compare, convert, draw, faces, host, report
 from .managed import Kept, Part, load_together, recogniser_of
@@ -79,7 +80,7 @@ class IdentityScore:
             result = self._compare(reference, candidate, compare, model, reference_faces, candidate_faces)
         text = report.comparison(result, threshold)
         chart = draw.chart(result.pairs, threshold, result.verdict(threshold))
-        shown = {"images": host.show_on_node([convert.pil_of(chart)]), "text": text.splitlines()[:_SHOWN_LINES]}
+        shown = {"images": host.show_on_node([image_of(chart)]), "text": text.splitlines()[:_SHOWN_LINES]}
         values = (result.mean, result.lowest, result.same_person(threshold), text, convert.joined([chart[None]], 0))
         return {"ui": shown, "result": values}
 

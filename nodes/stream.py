@@ -36,11 +36,13 @@ def restore(
     masks: convert.Masks | None,
     progress: StagedProgress,
     whole: bool = False,
+    others: Sequence[Faces] | None = None,
     **asked: Any,
 ) -> Restored:
     """Every frame through the pipeline. Where a mask is black nothing is sought and nothing computed.
 
-    ``whole``: each frame is the crop of one face, and is replaced to its edges. ``asked`` goes to the pipeline.
+    ``whole``: each frame is the crop of one face, and is replaced to its edges. ``others``: faces of each frame that
+    were found and not chosen; they stay as they are. ``asked`` goes to the pipeline.
     """
     from ..idcodeformer.compositing.plan import output_size
 
@@ -57,8 +59,9 @@ def restore(
             limits = None if mask is None else list(mask[a:b])
             pipeline.frames = [] if black else frames.digests(start + a, start + b)
             result = pipeline(
-                frames.part(start + a, start + b), options, faces=here, masks=limits, progress=progress, **asked
-            )
+                frames.part(start + a, start + b), options, faces=here, masks=limits, progress=progress,
+                others=None if others is None else others[start + a : start + b], **asked,
+            )  # fmt: skip
             _take(done, image, start + a, result, options, limits, whole)
             if black:
                 done.masked += range(start + a, start + b)

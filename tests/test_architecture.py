@@ -15,7 +15,7 @@ TRAINING = sorted((ROOT / "training").rglob("*.py"))
 WEBUI = [*sorted((ROOT / "sdwebui").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Imported only inside the functions that need them.
 HEAVY = {"cv2", "PIL", "facexlib", "onnx", "onnxruntime", "insightface", "torchvision", "spandrel", "tqdm", "scipy",
-         "av"}
+         "av", "ray", "pyarrow", "fsspec"}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution"}
 WEBUIS = {"modules", "modules_forge", "backend", "ldm_patched", "launch", "gradio", "fastapi", "pydantic"}
 HOST = COMFYUI | WEBUIS
@@ -29,6 +29,7 @@ LAYERS = [
     {"compositing", "report", "guidance"},
     {"pipeline"},
     {"batch", "video"},
+    {"bulk"},
     {"cli", "__main__"},
 ]
 

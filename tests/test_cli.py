@@ -193,7 +193,7 @@ def test_detect_lists_draws_and_reports(photos: Path, tmp_path: Path, capsys: py
     assert len(group["faces"]) == 4 and len(portrait["faces"]) == 1
     marked = np.asarray(Image.open(tmp_path / "d/portrait.png")).astype(int)
     x0, y0 = (round(value) for value in portrait["faces"][0]["box"][:2])
-    assert np.abs(marked[y0, x0 + 40] - [46, 204, 64]).max() < 3
+    assert np.abs(marked[y0, x0 + 40] - [70, 190, 110]).max() < 3
 
 
 def test_score_tells_who_is_alike(
@@ -213,10 +213,17 @@ def test_demo_writes_sheet_and_table(
     tiny_restorer: Path, tiny_recogniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     line = ["demo", "-o", tmp_path, "--model", tiny_restorer, "--recogniser", tiny_recogniser, "--device", "cpu"]
+    line += ["--control", tiny_restorer, "--guide", "1", "--picture", tmp_path / "faces.jpg"]
     assert main([str(argument) for argument in line]) == 0
-    assert {"sheet.png", "portrait_degraded.png", "portrait_restored.png"} <= set(names(tmp_path))
+    wanted = {"sheet.png", "portrait_degraded.png", "portrait_restored.png", "portrait_guided.png", "faces.jpg"}
+    assert wanted <= set(names(tmp_path))
     first = capsys.readouterr().out
-    assert "ID-Sim before" in first and "portrait" in first
+    rows = [row.split() for row in first.splitlines() if row.startswith(("portrait", "group"))]
+    assert len(rows) >= 4 and all(row[4] != row[5] for row in rows)  # image, face, detection, person, input, ...
+    assert all(row[5] == row[6] for row in rows)  # the model is the control here
+    assert "ID-Sim is the cosine similarity of mini_recogniser" in first  # another one than guided judges
+    with Image.open(tmp_path / "faces.jpg") as faces:
+        assert faces.width > 5 * 144 and faces.height > len(rows) * 144
     assert main([str(argument) for argument in line]) == 0
     assert capsys.readouterr().out == first  # the same seed, the same pixels, the same scores
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
 from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector
-from idcodeformer.detection.landmarks import MIRRORED, SIDE, refine
+from idcodeformer.detection.landmarks import MIRRORED, SIDE, settle
 from idcodeformer.detection.retinaface import NMS_THRESHOLD, decode, priors
 from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
 from idcodeformer.geometry.templates import ffhq_template
@@ -168,8 +168,8 @@ def test_a_face_on_its_side_has_its_landmarks_there(
     assert (points - upright.landmarks).norm(dim=1).mean() < 0.05 * upright.eye_distance
 
 
-def test_looking_again_changes_landmarks_only_and_only_where_it_sees_the_face(group: Tensor) -> None:
-    faces = (Face(torch.tensor([1.0, 2, 30, 40]), 0.9, torch.tensor(ffhq_template(64)).float()),)
+def test_looking_again_moves_landmarks_only_where_the_crop_shows_the_face(group: Tensor) -> None:
+    points, index = torch.tensor(ffhq_template(64)).float()[None], torch.zeros(1, dtype=torch.long)
     wanted = torch.tensor(ffhq_template(SIDE)).float()
     box = torch.tensor([0.0, 0, SIDE - 1, SIDE - 1])
 
@@ -178,19 +178,21 @@ def test_looking_again_changes_landmarks_only_and_only_where_it_sees_the_face(gr
         assert crops.shape == (2, 3, SIDE, SIDE)
         there = wanted + torch.tensor([1.5, 0.0])
         back = there[list(MIRRORED)] * torch.tensor([-1.0, 1.0]) + torch.tensor([SIDE - 1.0, 0.0])
-        return torch.full((2, 1), 0.9), box.expand(2, 1, 4), torch.stack([there, back])[:, None]
+        return torch.tensor([[0.9], [0.7]]), box.expand(2, 1, 4), torch.stack([there, back])[:, None]
 
     def blind(crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
-        scores, boxes, points = shifted(crops, best)
-        return scores * 0.5, boxes, points
+        scores, boxes, landmarks = shifted(crops, best)
+        return scores * 0.5, boxes, landmarks
 
-    seen = refine(shifted, [group], [faces], torch.device("cpu"))[0][0]
-    assert torch.allclose(seen.landmarks, faces[0].landmarks + torch.tensor([1.5 * 64 / SIDE, 0]), atol=1e-3)
-    assert seen.score == 0.9 and torch.equal(seen.box, faces[0].box)
-    assert torch.equal(refine(blind, [group], [faces], torch.device("cpu"))[0][0].landmarks, faces[0].landmarks)
-    broken = (Face(faces[0].box, 0.9, torch.full((5, 2), float("nan"))),)
-    assert refine(shifted, [group], [broken], torch.device("cpu"))[0][0].landmarks.isnan().all()
-    assert refine(shifted, [group, group], [(), ()], torch.device("cpu")) == ((), ())
+    device = torch.device("cpu")
+    seen, sure = settle(shifted, [group], points, index, device)
+    assert torch.allclose(seen, points + torch.tensor([1.5 * 64 / SIDE, 0]), atol=1e-3)
+    assert sure.tolist() == pytest.approx([0.8])  # the mean of both looks
+    unseen, unsure = settle(blind, [group], points, index, device)
+    assert torch.equal(unseen, points) and unsure.tolist() == [0]
+    broken, unsure = settle(shifted, [group], torch.full((1, 5, 2), float("nan")), index, device)
+    assert broken.isnan().all() and unsure.tolist() == [0]
+    assert settle(shifted, [group, group], points[:0], index[:0], device)[0].shape == (0, 5, 2)
 
 
 def test_a_batch_of_any_sizes_is_what_each_picture_gives(detector: RetinaFaceDetector, portrait: Tensor) -> None:
@@ -323,9 +325,12 @@ class FakeSCRFD:
     def detect(self, pixels: np.ndarray, input_size: object = None) -> tuple[np.ndarray, np.ndarray]:
         assert pixels.dtype == np.uint8 and pixels.flags["C_CONTIGUOUS"]
         self.blue = getattr(self, "blue", int(pixels[0, 0, 0]))
-        rows = np.array([[1, 2, 11, 14, 0.6], [3, 4, 30, 40, 0.95]], dtype=np.float32)
+        side = len(pixels)
+        faces = [[1, 2, 6, 7, 0.6], [13, 4, 30, 40, 0.95]] if side == 20 else [[0, 0, side, side, 0.9]]
+        rows = np.array(faces, dtype=np.float32)
         rows = rows[rows[:, 4] > self.det_thresh]
-        return rows, np.arange(len(rows) * 10, dtype=np.float32).reshape(-1, 5, 2)
+        template = ffhq_template(1).astype(np.float32) + 0.5  # of the unit square; crops show it where it belongs
+        return rows, rows[:, None, :2] + template * (rows[:, None, 2:4] - rows[:, None, :2])
 
 
 def test_scrfd_goes_through_insightface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -343,7 +348,7 @@ def test_scrfd_goes_through_insightface(monkeypatch: pytest.MonkeyPatch, tmp_pat
     faces = detector([image, image], DetectOptions(confidence=0.5))
     assert model.blue == 255 and len(faces) == 2
     assert [face.score for face in faces[0]] == pytest.approx([0.95, 0.6])
-    assert faces[0][0].box.tolist() == [3, 4, 30, 40]
+    assert faces[0][0].box.tolist() == [13, 4, 30, 40] and not faces[0][0].doubt
     assert len(detector([image], DetectOptions(confidence=0.9))[0]) == 1
 
 
@@ -363,3 +368,13 @@ def test_a_file_that_is_no_detector_is_refused(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "w600k_r50.onnx").write_bytes(b"onnx")
     with pytest.raises(UnsupportedWeights, match="not an insightface detector"):
         SCRFDDetector(tmp_path / "w600k_r50.onnx", "cpu")
+
+
+def test_looking_again_at_known_faces_moves_their_landmarks_alone(detector: RetinaFaceDetector, group: Tensor) -> None:
+    (found,) = detector([group])
+    aside = [Face(f.box, f.score, f.landmarks + torch.tensor([0.15 * f.eye_distance, 0.0])) for f in found]
+    empty, back = detector.look_again([group, group], [(), tuple(aside)])
+    assert empty == ()
+    for face, seen in zip(found, back, strict=True):
+        assert (seen.landmarks - face.landmarks).norm(dim=1).mean() < 0.03 * face.eye_distance
+        assert torch.equal(seen.box, face.box) and seen.score == face.score

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from idcodeformer.guidance import gate, optimise
+from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.types import Embeddings, RestoreOptions
 from idcodeformer.weights.loading import build, save
 from idcodeformer.weights.registry import WEIGHTS
 from training.__main__ import main, parser
@@ -393,3 +396,91 @@ def test_a_model_says_which_recognisers_were_in_its_loss(tmp_path: Path, suffix:
         path = tmp_path / "model.safetensors"
     found = LossRecognisers.of(path, load_network(path, "codeformer"))
     assert found == LossRecognisers(["arcface_v0.25", "b"], ["aa", "bb"])
+
+
+# ---------------------------------------------------------------- guidance by other photos of the person
+
+
+GUIDED = ["--degradation", "soft", "--w", "1", "--guide-steps", "1", "2", "--references", "1", "2", "--force-guide"]
+
+
+def guided_command(kit: Path, out: Path, *more: str) -> list[str]:
+    return command(kit, out, *GUIDED, "--guide-by", str(kit / "loss_net.safetensors"), *more, models=("control",))
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random networks move pictures and likeness on scales of their own."""
+    monkeypatch.setattr(optimise, "_LEAST_GAIN", -1.0)
+    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
+    monkeypatch.setitem(optimise.SAME_PERSON, "loss_net", 2.0)
+
+
+def test_guided_rows_by_photos_steps_and_strangers(kit: Path, tmp_path: Path, eager: None) -> None:
+    assert main(guided_command(kit, tmp_path)) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    block = report["degradations"]["soft"]
+    rows = {r["name"]: r for r in block["rows"]}
+    made = [name for name, r in rows.items() if r["kind"] in ("guided", "stranger")]
+    assert made == ["control + 1 photo, 2 steps", "control + 2 photos, 1 steps", "control + 2 photos, 2 steps",
+                    "control + 2 photos of a stranger, 2 steps"]  # fmt: skip
+    assert [rows[name]["figures"]["guided"]["value"] for name in made] == [1, 1, 1, 1]
+    differences = {d["to"]: d for d in block["differences"]}
+    assert list(differences) == made and {d["from"] for d in differences.values()} == {"control"}
+    psnr = differences[made[2]]["figures"]["psnr"]
+    plain, guided = (rows[name]["figures"]["psnr"]["value"] for name in ("control", made[2]))
+    assert psnr["value"] == pytest.approx(guided - plain) and psnr["low"] <= psnr["value"] <= psnr["high"]
+    assert guided != plain
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "loss_net guides" in text and "the gate that refuses strangers is open" in text and "| guided |" in text
+    assert {"guided", "psnr"} <= set((tmp_path / "images.csv").read_text().splitlines()[0].split(","))
+
+
+def test_a_guided_row_is_what_guidance_makes(kit: Path, tmp_path: Path, eager: None) -> None:
+    """One face by hand: its own other photos, their mean, the core's guidance."""
+    run = Evaluation(parser().parse_args(guided_command(kit, tmp_path, "--no-cache")))
+    guided = next(s for s in run.guided if s.count == 2 and s.guidance.steps == 2)
+    references = guided.references
+    for place in range(len(run.faces)):
+        own, other = references.rows[place]
+        person = run.faces.entries[place].identity
+        assert [run.faces.pool[p].identity for p in own] == [person] * 2 and run.faces.places[place] not in own
+        stranger = {run.faces.pool[p].identity for p in other}
+        assert len(stranger) == 1 and person not in stranger
+    row_of = 4
+    rows, truth, degraded = next(run.faces.batches(run.degradations["soft"], 0, 1, np.array([row_of])))
+    bound = guided.of(rows.tolist())
+    (image,) = bound.make(truth, degraded)
+    photos = [read_image(run.faces.pool[p], SIZE) for p in references.rows[row_of][0]]
+    crops = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
+    eye = references.recogniser
+    person = Embeddings(nn.functional.normalize(eye(crops).vectors.mean(0, keepdim=True), dim=1), eye.name)
+    rule = GuidanceOptions(2, force=True)
+    by_hand = guide(run.models[0].restorer, degraded, person, eye, RestoreOptions(w=1.0), rule)
+    assert bound.figures[0]["guided"].tolist() == [1]
+    moved = (image - by_hand.unguided).abs().mean()
+    assert moved > 0 and (image - by_hand.pixels).abs().mean() < 0.05 * moved  # rounding, by the size of a batch
+
+
+def test_the_gate_is_that_of_the_product(kit: Path, tmp_path: Path, eager: None, monkeypatch) -> None:
+    monkeypatch.setitem(gate.STRANGERS, "loss_net", 1.0)
+    words = [word for word in guided_command(kit, tmp_path) if word != "--force-guide"]
+    rows = measured(words)["degradations"]["soft"]["rows"]
+    plain = next(r for r in rows if r["kind"] == "model")
+    for each in (r for r in rows if r["kind"] in ("guided", "stranger")):
+        assert each["figures"]["guided"]["value"] == 0
+        assert each["figures"]["psnr"]["value"] == pytest.approx(plain["figures"]["psnr"]["value"], abs=1e-4)
+
+
+def test_who_guides_does_not_judge_and_people_need_photos(kit: Path, tmp_path: Path) -> None:
+    other = ["--guide-by", str(kit / "other_net.safetensors")]
+    with pytest.raises(ConfigError, match="'other_net' guides, so it is no independent judge"):
+        Evaluation(parser().parse_args([*guided_command(kit, tmp_path), *other]))
+    words = guided_command(kit, tmp_path)
+    place = words.index("--independent")
+    with pytest.raises(ConfigError, match="need a judge that does not guide"):
+        Evaluation(parser().parse_args(words[:place] + words[place + 2 :]))
+    with pytest.raises(DataError, match="Nobody in .* has 3 other photos"):
+        Evaluation(parser().parse_args([*words, "--references", "3"]))
+    with pytest.raises(ConfigError, match="at least 1"):
+        Evaluation(parser().parse_args([*words, "--guide-steps", "0"]))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_it_runs_from_any_folder_and_offline(root: Path, tmp_path: Path) -> None
 def test_requirements_hold_no_pins_and_nothing_that_fights(root: Path) -> None:
     lines = [line.strip() for line in (root / "requirements.txt").read_text().splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    assert {"torch", "facexlib", "opencv-python", "numpy", "safetensors"} <= set(lines)
+    assert {"torch", "facexlib", "opencv-python", "numpy", "safetensors"} <= {line.split(">=")[0] for line in lines}
     for line in lines:
         assert not line.startswith("-") and "<" not in line and "==" not in line
         assert not line.startswith(("insightface", "onnxruntime", "basicsr", "gfpgan"))
@@ -182,3 +183,52 @@ def test_the_host_is_found_by_its_folder(
         assert installer.index_options() == (["--index-url", "file:///mirror"] if webui else [])
     finally:
         sys.modules.pop("modules", None)
+
+
+def test_every_extra_has_its_file_and_what_errors_ask_for_is_in_one(root: Path) -> None:
+    from idcodeformer.files.finding import OPTIONAL
+
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    files = dict(re.findall(r'optional-dependencies\.(\w+) = \{ file = \["([^"]+)"\] \}', text))
+    packages = {name: (root / file).read_text(encoding="utf-8").split() for name, file in files.items()}
+    assert {package for _, package in OPTIONAL.values()} == set(packages["heic"])
+    named = set(re.findall(r"pip install (?:-U )?\\?[\"']?([\w\-]+)", "\n".join(
+        file.read_text(encoding="utf-8") for file in (root / "idcodeformer").rglob("*.py")
+    )))  # fmt: skip
+    known = {re.split(r"[\[<>=]", line)[0] for lines in packages.values() for line in lines}
+    required = {re.split(r"[<>=]", line)[0] for line in (root / "requirements.txt").read_text().split()}
+    assert named - {"package"} <= known | required, named - known - required
+
+
+def test_the_floor_is_the_least_that_requirements_allow(root: Path) -> None:
+    """What `make test-floor` installs is what requirements.txt promises to work with."""
+    promised = dict(line.split(">=") for line in (root / "requirements.txt").read_text().split())
+    pinned = dict(line.split("==") for line in (root / "tests/floor.txt").read_text().split() if "==" in line)
+    assert set(promised) <= set(pinned)
+    for name, version in promised.items():
+        assert pinned[name] == version or pinned[name].startswith(version + "."), name
+
+
+def test_the_host_for_tests_is_found_with_its_own_python(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = load(root / "tools/comfy.py")
+    host = tmp_path / "ComfyUI"
+    monkeypatch.setenv("COMFYUI_DIR", str(host))
+    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    with pytest.raises(SystemExit, match="No ComfyUI in .*COMFYUI_DIR="):
+        tool.host_folder()
+    (host / "comfy").mkdir(parents=True)
+    (host / "main.py").touch()
+    own = host / "venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert tool.host_folder() == host.resolve()
+    tried: list[Path] = []
+    monkeypatch.setattr(tool, "runs", lambda python, _: tried.append(python) or python == own)
+    assert tool.host_python(host) == own and tried == [own]
+    monkeypatch.setattr(tool, "runs", lambda *_: False)
+    monkeypatch.setattr(tool, "made", lambda where: where / "made")
+    assert tool.host_python(host) == host / "made"
+    monkeypatch.setenv("COMFYUI_PYTHON", "/mine/python")
+    assert tool.host_python(host) == Path("/mine/python")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -405,3 +406,31 @@ def test_gray_modes():
     assert not torch.equal(match_gray(COLOUR, COLOUR, "force"), COLOUR)
     assert torch.equal(match_gray(COLOUR, COLOUR, "auto"), COLOUR)
     assert match_gray(COLOUR[:0], COLOUR[:0]).shape == (0, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("corners", "area"),
+    [
+        ([(10, 10), (30, 10), (30, 30), (10, 30)], 400.0),  # inside: as it is
+        ([(-10, -10), (10, -10), (10, 10), (-10, 10)], 10.5**2),  # a corner of the picture, whose edge is at -0.5
+        ([(80, 20), (120, 20), (120, 40), (80, 40)], 19.5 * 20),  # over the right edge, at 99.5
+        ([(20, 40), (40, 40), (40, 60), (20, 60)], 20 * 9.5),  # over the lower edge, at 49.5
+        ([(9.5, 24.5), (49.5, -15.5), (89.5, 24.5), (49.5, 64.5)], 3200 - 2 * 225.0),  # a diamond without two tips
+        ([(200, 200), (210, 200), (210, 210)], 0.0),
+    ],
+)
+def test_polygons_are_clipped_to_the_pixels(corners, area):
+    """A picture of 100 x 50."""
+    from idcodeformer.compositing.plan import clip_to_picture, polygon_area
+
+    clipped = clip_to_picture(np.array(corners, dtype=float), 100, 50)
+    assert (polygon_area(clipped) if len(clipped) else 0.0) == pytest.approx(area)
+
+
+@pytest.mark.parametrize(("change", "share"), [(0.0, 1.0), (1.0, 1.0), (1.5, 0.5), (2.0, 0.0), (2.5, 0.0)])
+def test_what_counts_as_untouched_fades_out(change, share):
+    """In units of half a grey level, on average: up to one untouched, from two on restored."""
+    from idcodeformer.compositing.blend import _untouched
+
+    before = torch.rand(3, 16, 16) / 2
+    assert float(_untouched(before, before + change * 0.5 / 255)) == pytest.approx(share, abs=1e-3)

@@ -357,3 +357,24 @@ def test_mistakes_get_a_sentence(recogniser):
         run([SMALL * 255])
     with pytest.raises(BadImage):
         run([SMALL[:1]])
+
+
+def test_nothing_outside_the_picture_shows_in_a_face_that_its_edge_cuts():
+    """Compared with the same face uncut, through a restorer that mixes neighbours as networks do."""
+
+    class Mixing(Invert):
+        def __call__(self, pixels, options=None, progress=None):
+            return F.avg_pool2d(F.pad(pixels, (8, 8, 8, 8), mode="replicate"), 17, 1)
+
+    image = F.interpolate(picture(40, 60, 3)[None], (150, 200), mode="bicubic")[0].clamp(0, 1) * 0.4 + 0.6
+    pipeline, cut, side = FacePipeline(Mixing()), 95, 120.0
+    whole = pipeline([image], RestoreOptions(gray="off"), faces=[(face(100, 75, side),)]).images[0][..., cut:]
+    strips = {}
+    for border in ("reflect", "constant"):
+        part = pipeline(
+            [image[..., cut:]], RestoreOptions(border=border, gray="off"), faces=[(face(100 - cut, 75, side),)]
+        ).images[0]
+        strips[border] = float((part - whole)[:, 40:110, :10].abs().mean()) * 255
+    default = pipeline([image[..., cut:]], RestoreOptions(gray="off"), faces=[(face(100 - cut, 75, side),)]).images[0]
+    assert strips["constant"] > 2 * strips["reflect"], strips
+    assert float((default - whole)[:, 40:110, :10].abs().mean()) * 255 == pytest.approx(strips["reflect"])

@@ -107,3 +107,12 @@ def test_unknown_rules_name_the_known_ones() -> None:
         select(FACES, DetectOptions(order="age"), SIZE)  # type: ignore[arg-type]
     with pytest.raises(BadOption, match="largest"):
         select(FACES, DetectOptions(keep="some"), SIZE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_the_centre_of_a_picture_is_that_of_its_pixels(across: bool) -> None:
+    """101 px have their middle at 50: of two faces at 40.1 and 60 the first is nearer by a tenth of a px."""
+    places = [(40.1, 50.0), (60.0, 50.0)] if across else [(50.0, 40.1), (50.0, 60.0)]
+    faces = tuple(face(x, y, 20) for x, y in places)
+    assert select(faces, DetectOptions(order="centre"), (101, 101)).indices == (0, 1)
+    assert select(faces[::-1], DetectOptions(order="centre"), (101, 101)).indices == (1, 0)

@@ -22,7 +22,7 @@ def through(source: Path, codec: str | None = None, crf: float | None = None, sp
     info = clip.info
     name = codecs.codec_for(codec, info)
     with av.open(str(source)) as opened:
-        copied = [stream for stream in opened.streams if stream.type in writing.COPIED]
+        copied = [codecs.Named(s.type, codecs.stream_codec(s)) for s in opened.streams if s.type in writing.COPIED]
         ending, muxer, note = codecs.container_for(source.suffix, name, copied)
     folder = source.parent / f"parts_{source.stem}_{codec}"
     folder.mkdir(exist_ok=True)

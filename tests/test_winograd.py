@@ -88,6 +88,8 @@ def test_everything_else_is_left_to_torch(counted):
             found = F.conv2d(*case)
         assert torch.equal(found, F.conv2d(*case))
     assert not counted
+    with torch.autocast("cpu", torch.bfloat16), mode:
+        assert F.conv2d(x, weight, None, 1, 1).dtype == torch.bfloat16
     F.conv2d(x, weight, None, 1, 1)
     assert not counted  # nothing outside of the block
 

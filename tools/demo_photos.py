@@ -1,9 +1,10 @@
 """Make idcodeformer/assets/*.jpg from photographs of the Face Research Lab London Set (CC BY 4.0).
 
-    python tools/demo_photos.py PORTRAIT.jpg OUT_FOLDER SITTER.jpg SITTER.jpg ...
+    python tools/demo_photos.py PORTRAIT.jpg OUT_FOLDER SITTER.jpg SITTER.jpg ... --people 001/neutral.jpg ...
 
 PORTRAIT is an original of the set (1350 x 1350); it is scaled to 600 px. The sitters are squares around one face each;
-they are set side by side, with the seams faded, into one picture of several people.
+they are set side by side, with the seams faded, into one picture of several people. The files behind --people are the
+sitters' other photographs, aligned, in folders named like the sitters; they are scaled to 256 px.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_SIDE, _OVERLAP = 320, 40
+_SIDE, _OVERLAP, _REFERENCE = 320, 40, 256
 
 
 def group(sitters: list[Path]) -> Image.Image:
@@ -28,8 +29,19 @@ def group(sitters: list[Path]) -> Image.Image:
     return Image.fromarray(canvas.round().astype(np.uint8))
 
 
-def main(portrait: str, folder: str, *sitters: str) -> None:
-    out = Path(folder)
+def people(files: list[Path], out: Path) -> None:
+    """The gallery: a folder for each sitter."""
+    for path in files:
+        target = out / "people" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        photo = Image.open(path).convert("RGB").resize((_REFERENCE, _REFERENCE), Image.Resampling.LANCZOS)
+        photo.save(target, quality=90, optimize=True)
+
+
+def main(portrait: str, folder: str, *files: str) -> None:
+    out, cut = Path(folder), files.index("--people") if "--people" in files else len(files)
+    sitters = files[:cut]
+    people([Path(file) for file in files[cut + 1 :]], out)
     photo = Image.open(portrait).convert("RGB").resize((600, 600), Image.Resampling.LANCZOS)
     photo.save(out / "portrait.jpg", quality=92, optimize=True)
     group([Path(sitter) for sitter in sitters]).save(out / "group.jpg", quality=92, optimize=True)

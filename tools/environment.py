@@ -1,6 +1,6 @@
 """Make the project's own .venv, once, and say in a sentence what is wrong where that fails.
 
-    python3 tools/environment.py [--venv .venv] [--dev]
+    python3 tools/environment.py [--venv .venv] [--dev] [--requirements FILE]
 
 A stamp inside the environment holds a digest of the requirement files, so a second call does nothing. A working
 torch of the calling Python is used from where it lies; nothing outside the environment is ever changed. Only the
@@ -67,9 +67,9 @@ def torch_of(base):
     return None
 
 
-def create(venv, base):
-    """A new environment that sees the base's torch where there is a good one."""
-    torch_folder = torch_of(base)
+def create(venv, base, borrow=True):
+    """A new environment that sees the base's torch where there is a good one, if it may ``borrow`` it."""
+    torch_folder = torch_of(base) if borrow else None
     command = [base, "-m", "venv", "--clear"]
     if torch_folder:
         print(f"Using the torch in {torch_folder}.")
@@ -132,15 +132,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=".venv")
     parser.add_argument("--dev", action="store_true", help="what the tests and the training need as well")
+    parser.add_argument("--requirements", help="a file of its own, in an environment that borrows no torch")
     args = parser.parse_args()
     venv = ROOT / args.venv
     run, dev = ROOT / "requirements.txt", ROOT / "tests/requirements.txt"
     wanted = [run, dev] if args.dev else [run]
+    if args.requirements:
+        run = dev = ROOT / args.requirements
+        wanted = [run]
     works = ask(venv_python(venv), "import pip")[0] == 0
     if works and (stamped(venv, [run, dev]) or stamped(venv, wanted)):
         return 0
     if not works:
-        create(venv, base_python())
+        create(venv, base_python(), borrow=not args.requirements)
     install(venv, wanted)
     (venv / "ready.txt").write_text(digest(venv, wanted) + "\n", encoding="utf-8")
     return 0

@@ -159,6 +159,23 @@ def video_frames(pack: Pack) -> Image.Image:
     return sheet
 
 
+def restore_video(pack: Pack) -> Image.Image:
+    """Two frames of the sample clip, each with its right half restored."""
+    from idcodeformer.video.pipeline import VideoPipeline
+    from idcodeformer.video.reading import Clip
+
+    source, video = Clip(ROOT / "web" / "samples" / "idcodeformer_clip.mp4"), VideoPipeline(pack.pipeline)
+    tracks = video.plan(video.analyse(source), source)
+    frames = list(video.restore(source, tracks))
+    sheet, side = Image.new("RGB", (SIDE, SIDE), DARK), SIDE // 2 - 1
+    for place, frame in enumerate((frames[0], frames[-1])):
+        before, after = (Image.fromarray(part).resize((side, side)) for part in (frame.source.pixels, frame.pixels))
+        y = place * (side + 2)
+        sheet.paste(before, (0, y))
+        sheet.paste(after, (side + 2, y))
+    return sheet
+
+
 def main() -> None:
     pack = Pack()
     pictures = {
@@ -169,6 +186,7 @@ def main() -> None:
         "choose-one-face": choose_one_face(pack),
         "identity-gate": identity_gate(pack),
         "video-frames": video_frames(pack),
+        "restore-video": restore_video(pack),
     }
     for name, picture in pictures.items():
         picture.save(ROOT / "workflows" / f"{name}.jpg", quality=88)

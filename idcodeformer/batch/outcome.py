@@ -44,8 +44,7 @@ class Restored:
 
     @property
     def status(self) -> str:
-        found = self.result is None or any(face.status == "restored" for face in self.faces)
-        return "restored" if found else "no face"
+        return "restored" if any(face.status == "restored" for face in self.faces) else "no face"
 
 
 def marked(picture: Picture, faces: Sequence[FaceReport], model: str) -> Picture:

@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes and what a person is told. The work is done in cli_restore and cli_faces.
+"""The command line: arguments, exit codes and what a person is told. The work is done in the modules beside.
 
 Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
 terminated.
@@ -17,10 +17,12 @@ from typing import get_args
 from ..errors import BadOption, IDCodeFormerError
 from ..files.limits import lift_pillows_limit
 from ..runtime.allocator import keep_pages
-from ..types import Border, Colour, GrayMode, Order
+from ..types import Border, Colour, GrayMode, LargeFaces, MaskShape, Order
+from .bulk import add_bulk_parser
 from .models import add_models_parser
+from .video import add_clip_options
 
-COMMANDS = ("restore", "detect", "score", "people", "demo", "models")
+COMMANDS = ("restore", "detect", "score", "people", "demo", "bulk", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_people(commands)
     _add_demo(commands)
+    add_bulk_parser(commands, (_add_recogniser, _add_device, _add_faces))
     add_models_parser(commands)
     return parser
 
@@ -55,7 +58,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     files.add_argument("--format", choices=("png", "jpg", "webp"), default=None,
                        help="of the results; default png, and an animation keeps its own")
     files.add_argument("--suffix", default="", help="added to the names of the results")
-    files.add_argument("--save-crops", action="store_true", help="also write each face before and after")
+    files.add_argument("--save-crops", action="store_true", help="also write faces; of clips each person's sharpest frames")
     files.add_argument("--compare", action="store_true", help="also write a before/after sheet per picture")
     files.add_argument("--json", metavar="FILE", help="write a report of every face; - for standard output")
     look = sub.add_argument_group("restoring")
@@ -70,13 +73,20 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
-    look.add_argument("--border", choices=get_args(Border), default="constant", help="what a crop sees outside")
+    look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces larger than the "
+                      "network: auto leaves sharp ones as they are, skip all; keep restores under their own detail; "
+                      "restore softens them")
+    look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
+                      "outside the picture: reflect mirrors it; constant is the reference's grey")
+    look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "
+                      "the face and off its neighbours; square: the whole crop, as the reference")
     look.add_argument("--no-hair", action="store_true", help="leave hair as it is (needs a parser)")
     look.add_argument("--min-identity", type=float, default=0.0, metavar="0..1",
                       help="leave a face as it was where its ID-Sim to the input would fall below this; default 0")
     look.add_argument("--target-identity", type=float, default=0.0, metavar="0..1", help="for each face the lowest w "
                       "whose result is this like the person on the photos, or like the input without; -w is not used")
     _add_guidance(sub.add_argument_group("guidance by photos of the person"))
+    add_clip_options(sub)
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
@@ -177,10 +187,16 @@ def _add_people(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    sub = commands.add_parser("demo", help="degrade two photographs, restore them, show and score", allow_abbrev=False)
+    sub = commands.add_parser("demo", help="degrade photographs, restore and guide them, show and score",
+                              allow_abbrev=False)
     sub.set_defaults(handler=_demo)
     sub.add_argument("-o", "--output", default="demo-output", metavar="FOLDER")
     sub.add_argument("--model", default="mini_id_codeformer", metavar="NAME", help="restorer: a name or a file")
+    sub.add_argument("--control", default="mini_codeformer", metavar="NAME", help="the CodeFormer to compare with")
+    sub.add_argument("--guide", type=int, default=15, metavar="STEPS", help="steps of guidance, default 15")
+    sub.add_argument("--judge", metavar="NAME", help="recogniser that scores; default another one than --recogniser, "
+                     "which guides, where there is one")
+    sub.add_argument("--picture", metavar="FILE", help="also write the faces as a small JPEG (docs/guided.jpg)")
     sub.add_argument("-w", "--w", dest="w", type=float, default=0.8, metavar="0..1")
     sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")

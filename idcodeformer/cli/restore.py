@@ -19,6 +19,7 @@ from ..files.writing import clear_partials, make_folder, write_bytes
 from ..guidance.optimise import GuidanceOptions
 from ..runtime.progress import progress_bar
 from ..types import DetectOptions, RestoreOptions
+from . import video
 from .telling import note, printable
 
 
@@ -27,8 +28,11 @@ def run_restore(args: argparse.Namespace) -> int:
     options, detect_options = options_of(args)
     out = Path(args.output) if args.output else default_output(args)
     settings = settings_of(args, out, options, detect_options)
-    found = look_through(named(args), args.recursive)
-    inputs = not_results(found.pictures, out)
+    video.settings_of(args)
+    folders = video.sequences(args, named(args))
+    others = [path for path in named(args) if not any(Path(path) == folder for folder, _ in folders)]
+    found = look_through(others, args.recursive, clips=not args.aligned)
+    inputs = not_results([*found.pictures, *folders], out)
     for file, why in found.unread:
         note(f"not read: {file}: {why}")
     if not inputs:
@@ -107,6 +111,8 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
         min_identity=args.min_identity,
         colour=args.colour,
         identity_target=args.target_identity,
+        mask_shape=args.mask_shape,
+        large_faces=args.large_faces,
     )
     return options, detect_options_of(args)
 
@@ -157,7 +163,8 @@ def _loaded(settings: RestoreSettings, args: argparse.Namespace) -> RestoreJob:
     if job.upscaler is None and args.face_upsample and args.upscale > 1:
         note("--face-upsample has no upscaler: faces are enlarged by interpolation; name one with --bg-upsampler.")
     restorer = job.pipeline.restorer
-    note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, w {args.w:g}")
+    w = f"w {args.w:g}" if getattr(restorer, "has_fidelity", True) else "no fidelity"
+    note(f"{job.model}: {restorer.size} px faces on {restorer.device}, precision {args.precision}, {w}")
     return job
 
 
@@ -219,16 +226,22 @@ def _key(path: Path) -> str:
 
 def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outcome], args: argparse.Namespace,
           report: RunReport | None = None) -> None:
+    clips = video.video_job(job, args) if any(video.is_clip(path, args) for path, _ in targets) else None
     layout = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} files [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
     with progress_bar(len(targets), "file", bar_format=layout, disable=None) as bar:
         for number, (path, target) in enumerate(targets):
-            outcome = job.attempt(path, target, _face_progress(bar, number))
+            if clips is not None and video.is_clip(path, args):
+                outcome: Outcome = clips.attempt(path, target, video.progress_of(bar, number))
+                line = video.describe(outcome)
+            else:
+                outcome = job.attempt(path, target, _face_progress(bar, number))
+                line = describe(outcome, args.target_identity > 0)
             outcomes.append(outcome)
             if report is not None:
                 report.add(outcome.entry())
             bar.update(number + 1 - bar.n)
             stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
-            bar.write(printable(describe(outcome, args.target_identity > 0)), file=stream)
+            bar.write(printable(line), file=stream)
 
 
 def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:

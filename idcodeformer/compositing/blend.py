@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption
 from ..geometry.warping import read_at
-from ..types import Crops, Progress, RestoreOptions, Upscaler
+from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
+from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
 
@@ -46,6 +47,8 @@ def paste(
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    faces: Sequence[Faces] | None = None,
+    own_detail: Sequence[bool] | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
@@ -54,16 +57,19 @@ def paste(
     ``options.parse_classes``. ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already
     enlarged, or a callable [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with
     ``options.face_upsample``); None = bicubic. ``device`` does the work; None = where ``restored`` lies.
-    A crop that restoring changed by less than half a grey level on average leaves its place as it was.
+    ``faces``, all that were found in each image: a mask keeps to its own face and off every other, restored or not,
+    unless ``options.mask_shape`` is "square". Without ``faces`` it fills the square, as the reference's does.
+    A crop that restoring changed by less than half a grey level on average leaves its place as it was. Where
+    ``own_detail`` is true for a face, what its crop does not show of the picture stays: the change alone is added.
     """
     options = options or RestoreOptions()
-    plan = plan_paste(crops, options.upscale)
+    plan = plan_paste(crops, options.upscale, faces if options.mask_shape == "face" else None)
     parsed = None
     if parser is not None and len(crops):
         parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(_PARSED))
         parsed = torch.cat(list(parts))
     return paste_planned(
-        images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device
+        images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device, own_detail
     )
 
 
@@ -78,6 +84,7 @@ def paste_planned(
     background: Upscaler | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    own_detail: Sequence[bool] | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``paste`` after the host has done its part: from here on nothing waits for the device.
 
@@ -86,6 +93,7 @@ def paste_planned(
     options = options or RestoreOptions()
     _check(images, plan, pixels, restored, user_masks, background)
     device = device or restored.device
+    kept = own_detail or [False] * len(restored)
     enlarge = background if callable(background) and options.face_upsample else None
     out: list[Tensor] = []
     shares: list[Tensor] = []
@@ -98,7 +106,9 @@ def paste_planned(
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = torch.zeros(1, *size, device=device)
         for group in groups:
-            layers = {r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device) for r in group.regions}
+            layers = {
+                r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face]) for r in group.regions
+            }
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
         out.append(canvas.to(image.device))
@@ -139,16 +149,17 @@ def _layer(
     enlarge: Upscaler | None,
     plan: PastePlan,
     device: torch.device,
+    own_detail: bool,
 ) -> _Layer:
     """The crop and its mask at about the density of the output."""
     i = region.face
     source = restored[i : i + 1].to(device, torch.float32)
     kept = torch.zeros((), device=source.device)
-    if enlarge is not None:
+    if enlarge is not None and not own_detail:
         source = enlarge(source).to(device, torch.float32)
     elif restored.shape == pixels.shape:
         before = pixels[i : i + 1].to(device)
-        kept = _untouched(before, source)
+        kept = torch.ones_like(kept) if own_detail else _untouched(before, source)
         source = source - kept * before  # sampling is linear: one serves the face and what it would lose
     side = source.shape[-1]
     if plan.antialias:
@@ -159,6 +170,10 @@ def _layer(
     if parsed is not None:
         shown = parsed[i : i + 1].to(device)
         mask = torch.minimum(mask, F.interpolate(shown, (side, side), mode="bilinear", antialias=True))
+    elif plan.face_shaped:
+        mask = torch.minimum(mask, masks.face_mask(side, source.device))
+    if region.neighbours:
+        mask = torch.minimum(mask, own_part(region.neighbours, side, source.device))
     return _Layer(torch.cat([source, mask], 1)[0], kept)
 
 

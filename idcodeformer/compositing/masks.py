@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadOption
+from ..geometry.face_shape import crop_distance
 from .plan import Region
 
 # The reference erodes the square by 1/20 of its side and blurs it over as much (face_restoration_helper.py:433-451).
 _FEATHER_SHARE = 20
+_FACE_WHOLE, _FACE_END = 0.95, 1.25  # of the face's ellipse: where a mask without parsing starts to fall, and is zero
 _TINY_SHARE = 12  # below 20 px that share is no pixel at all and the reference has a hard edge
 
 
@@ -40,6 +42,13 @@ def soft_square(
     step = 0.5 + 0.5 * torch.erf(inside / (sigma * math.sqrt(2)))
     profile = ((step - tail) / (1 - 2 * tail)).clamp(0, 1)
     return profile * profile[:, None]
+
+
+def face_mask(side: int, device: torch.device | str = "cpu") -> Tensor:
+    """[side,side] over a crop: 1 on the face from ear to ear and from hairline to chin, soft around it, 0 beyond."""
+    beyond = (_FACE_END - crop_distance(side, device)) / (_FACE_END - _FACE_WHOLE)
+    step = beyond.clamp(0, 1)
+    return step.square() * (3 - 2 * step)
 
 
 def user_mask(mask: Tensor, size: tuple[int, int], number: int) -> Tensor:

@@ -16,6 +16,7 @@ from ..errors import BadImage, BadOption, MissingWeights
 from ..networks.mini_parser import MiniParser
 from ..runtime.device import resolve_device
 from ..runtime.memory import in_batches
+from ..runtime.winograd import fast_convolutions
 
 # ParseNet's labels in order (facexlib inference/inference_parsing_parsenet.py; BiSeNet's order is another one).
 # Left and right are the person's own.
@@ -47,6 +48,7 @@ class FaceParser:
         network = network.to(self.device).eval().requires_grad_(False)
         self.network = network.fold() if isinstance(network, MiniParser) else network
         self.size = size
+        self._fast = fast_convolutions(self.device)
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -67,8 +69,8 @@ class FaceParser:
     def logits(self, pixels: Tensor) -> Tensor:
         """[N,19,size,size] class scores at the working size for crops [N,3,size,size] in [0,1]."""
         weight = next(self.network.parameters())
-        scores = self.network((pixels * 2 - 1).to(self.device, weight.dtype))
-        return (scores[0] if isinstance(scores, (tuple, list)) else scores).float()  # ParseNet returns a picture too
+        with self._fast:
+            return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
 
     def _labels(self, pixels: Tensor) -> Tensor:
         logits = self.logits(_resize(pixels.float(), (self.size, self.size)))

@@ -5,13 +5,14 @@ Nothing here touches a picture, so that the device never waits for the host whil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 import numpy as np
 
 from ..errors import BadOption
-from ..types import Crops
+from ..types import Crops, Faces
+from .neighbours import Neighbour, neighbours
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output px; x1, y1 are the first outside
 
@@ -25,6 +26,7 @@ class Region:
     to_crop: tuple[float, float, float, float, float, float]  # output px -> crop px, row by row
     density: float  # crop px per output px
     visible: float  # side in output px of a square as large as the part inside the picture
+    neighbours: tuple[Neighbour, ...] = ()  # whose pixels this face leaves alone
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PastePlan:
     sizes: tuple[tuple[int, int], ...]  # (height, width) of every output image
     groups: tuple[tuple[Group, ...], ...]  # of every image
     antialias: bool = True  # False samples points of a face that shrinks, as the reference does
+    face_shaped: bool = False  # masks without parsing end around the face; False: they fill the crop's square
 
 
 def output_size(height: int, width: int, upscale: float) -> tuple[int, int]:
@@ -51,8 +54,11 @@ def output_size(height: int, width: int, upscale: float) -> tuple[int, int]:
     return max(1, round(height * upscale)), max(1, round(width * upscale))
 
 
-def plan_paste(crops: Crops, upscale: float = 1.0) -> PastePlan:
-    """The places of all ``crops`` in their images enlarged by ``upscale``; one transfer if matrices are on a device."""
+def plan_paste(crops: Crops, upscale: float = 1.0, faces: Sequence[Faces] | None = None) -> PastePlan:
+    """The places of all ``crops`` in their images enlarged by ``upscale``; one transfer if matrices are on a device.
+
+    With ``faces``, all that were found in every image, masks keep to their own face; without, to their square.
+    """
     matrices = crops.matrices.detach().cpu().double().numpy()
     index = crops.image_index.cpu().tolist()
     if len(matrices) != len(crops) or len(index) != len(crops):
@@ -64,7 +70,13 @@ def plan_paste(crops: Crops, upscale: float = 1.0) -> PastePlan:
         region = _region(face, matrix, crops.size, crops.image_sizes[image], sizes[image])
         if region is not None:
             found[image].append(region)
-    return PastePlan(crops.size, upscale, sizes, tuple(_group(regions) for regions in found))
+    if faces is not None:
+        if len(faces) != len(sizes):
+            raise BadOption(f"{len(faces)} lists of faces for {len(sizes)} images; give one (maybe empty) per image.")
+        near = neighbours(crops, faces)
+        found = [[replace(region, neighbours=near[region.face]) for region in regions] for regions in found]
+    groups = tuple(_group(regions) for regions in found)
+    return PastePlan(crops.size, upscale, sizes, groups, face_shaped=faces is not None)
 
 
 def _region(

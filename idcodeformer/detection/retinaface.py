@@ -2,7 +2,7 @@
 
 The whole picture is looked at with its short side at 640 px, as the reference does, and pictures far larger than that a
 second time in overlapping tiles, for faces too small for the first look. Everything is batched over pictures, and what
-was found comes to the host in one transfer; each round of ``refine`` adds a small one.
+was found comes to the host in one transfer; each round of ``verify`` adds a small one.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
 from .landmarks import refine
+from .verification import Trust, verify
 
 # The published networks' constants (facexlib detection/retinaface.py, biubug6/Pytorch_Retinaface data/config.py).
 MEAN_BGR = (104.0, 117.0, 123.0)  # grey levels of 0..255
@@ -38,6 +39,8 @@ _TILE_FACE = 224  # px; larger faces are left to the first look, so that no tile
 _BATCH_PIXELS = 1 << 23  # of one forward pass on a GPU
 _BATCH_PIXELS_CPU = 1 << 20  # larger batches leave the caches and are slower per picture
 _CANDIDATES = 5000  # per picture before non-maximum suppression
+# Faces that are plain to see reach 0.999 in an upright crop, patterns mostly nothing, heads upside down up to 0.99.
+_TRUST = Trust(clear=0.995, face=0.6)
 _PRIORS_KEPT = 8  # working sizes whose anchors an instance remembers
 
 
@@ -88,8 +91,8 @@ class RetinaFaceDetector:
     ) -> None:
         """``second_look``: search pictures much larger than the working size again in tiles, for tiny faces.
 
-        ``steady``: landmarks are looked at again in upright crops (``refine``), which halves their noise. Without it
-        they are those of the best finding alone, the reference's way.
+        ``steady``: every finding is looked at again in an upright crop (``verify``), which halves the noise of the
+        landmarks and tells what is no face. Without it they are those of the best finding alone, the reference's way.
         """
         self.device = resolve_device(device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -101,18 +104,19 @@ class RetinaFaceDetector:
     def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
         """The faces of each image ([3,H,W] in [0,1], any sizes) that score above ``options.confidence``, best first.
 
-        Nothing else of ``options`` is applied here: ``select`` does that and says why. Points are px of the image at
-        pixel centres. Raises BadImage, and OutOfMemory where not even one view fits the device.
+        With ``options.doubtful`` also what is taken for no face. Nothing else of ``options`` is applied here:
+        ``select`` does that and says why. Points are px of the image at pixel centres. Raises BadImage, and OutOfMemory
+        where not even one view fits the device.
         """
         batch = check_images(images)
-        confidence = (options or DetectOptions()).confidence
+        options = options or DetectOptions()
         most = _BATCH_PIXELS_CPU if self.device.type == "cpu" else _BATCH_PIXELS
         views = _views(batch, self.second_look, most, self.device)
-        found = [self._look(pixels, part, batch, confidence) for pixels, part in views]
+        found = [self._look(pixels, part, batch, options.confidence) for pixels, part in views]
         if not found:
             return ()
         faces = _merge(torch.cat(found), len(batch))
-        return refine(self._see, batch, faces, self.device) if self.steady else faces
+        return verify(self._see, batch, faces, self.device, options, _TRUST) if self.steady else faces
 
     @torch.inference_mode()
     def look_again(self, images: Sequence[Tensor], faces: Sequence[Faces]) -> tuple[Faces, ...]:
@@ -151,7 +155,7 @@ class RetinaFaceDetector:
         return None
 
     def _see(self, crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` findings of every crop, for ``refine``."""
+        """The ``best`` findings of every crop, for ``verify``."""
         height, width = crops.shape[2:]
         boxes, scores, points = self.raw(crops.to(self.device))
         scores, where = scores.topk(min(best, scores.shape[1]))

@@ -12,9 +12,10 @@ from ..errors import MissingWeights, UnsupportedWeights
 from ..runtime.device import resolve_device
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
-from .landmarks import refine
+from .verification import Trust, verify
 
 _SURE = 0.5  # probability from which a finding in a crop counts
+_TRUST = Trust(clear=0.65, face=0.25)  # by the same threshold: the crop or its mirror image has to show the face
 
 
 class SCRFDDetector:
@@ -29,7 +30,7 @@ class SCRFDDetector:
     ) -> None:
         """``path``: the .onnx file (det_10g.onnx of buffalo_l, say); ``side``: working size in px, a multiple of 32.
 
-        ``steady``: landmarks are looked at again in upright crops, by the same network (see ``landmarks.refine``).
+        ``steady``: landmarks are looked at again in upright crops, by the same network (see ``verification.verify``).
         """
         try:
             from insightface.model_zoo import get_model
@@ -51,11 +52,14 @@ class SCRFDDetector:
         self.model.prepare(ctx_id=(device.index or 0) if cuda else -1, input_size=(side, side), det_thresh=0.5)
 
     def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
-        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first."""
+        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first.
+
+        With ``options.doubtful`` also what is taken for no face (``verify``).
+        """
         batch = check_images(images)
-        confidence = (options or DetectOptions()).confidence
-        faces = tuple(self._detect(image, confidence) for image in batch)
-        return refine(self._see, batch, faces, self.device) if self.steady else faces
+        options = options or DetectOptions()
+        faces = tuple(self._detect(image, options.confidence) for image in batch)
+        return verify(self._see, batch, faces, self.device, options, _TRUST) if self.steady else faces
 
     def _detect(self, image: Tensor, confidence: float) -> Faces:
         rows, landmarks = self._run(image, confidence, None)
@@ -79,7 +83,7 @@ class SCRFDDetector:
         return isinstance(self.model.session.get_inputs()[0].shape[2], int)
 
     def _see(self, crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` findings of every crop, for ``refine``; a score of 0 where there are fewer."""
+        """The ``best`` findings of every crop, for ``verify``; a score of 0 where there are fewer."""
         count = len(crops)
         scores, boxes = torch.zeros(count, best), torch.zeros(count, best, 4)
         landmarks = torch.zeros(count, best, 5, 2)

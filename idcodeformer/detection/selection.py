@@ -31,8 +31,8 @@ def select(
 
     ``mask`` [H,W] or [1,H,W] in 0..1, of the image or of any smaller version of it, is needed for keep="mask": the
     centre of the face must lie where it is at least 0.5. ``similarities`` holds one value per face (cosine to the
-    reference person) for order="reference". Confidence and eye distance drop first, then ``keep``, then ``max_faces``
-    in the chosen order. Raises BadOption where the mask or the similarities are missing.
+    reference person) for order="reference". Doubts, confidence and eye distance drop first, then ``keep``,
+    then ``max_faces`` in the chosen order. Raises BadOption where the mask or the similarities are missing.
     """
     reasons: dict[int, str] = {}
     for number, face in enumerate(faces):
@@ -53,6 +53,8 @@ def select(
 def _too_poor(face: Face, options: DetectOptions) -> str:
     if not bool(torch.isfinite(face.landmarks).all()):
         return "its landmarks are not numbers"
+    if face.doubt:
+        return face.doubt
     if face.score < options.confidence:
         return f"score {face.score:.2f} is below the confidence {options.confidence:g}"
     if face.eye_distance < options.min_eye_distance:

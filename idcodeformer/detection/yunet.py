@@ -11,13 +11,14 @@ from torch import Tensor
 from ..errors import MissingWeights, UnsupportedWeights
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
-from .landmarks import refine
+from .verification import Trust, verify
 
 SIGNS = (b"obj_32", b"kps_32")  # outputs that its graph alone has
 _LONGEST = 640  # px of the first look; YuNet finds faces of about 10 to 300 px
 _NMS = 0.3
 _CANDIDATES = 5000
 _SURE = 0.5  # probability from which a finding in a crop counts
+_TRUST = Trust(clear=0.75, face=0.25)  # the crop or its mirror image has to show the face
 
 
 class YuNetDetector:
@@ -28,7 +29,7 @@ class YuNetDetector:
     ) -> None:
         """``path``: face_detection_yunet_2023mar.onnx; ``longest``: px that pictures are shrunk to before the look.
 
-        ``steady``: landmarks are looked at again in upright crops, by the same network (see ``landmarks.refine``).
+        ``steady``: landmarks are looked at again in upright crops, by the same network (see ``verification.verify``).
         """
         import cv2
 
@@ -44,11 +45,14 @@ class YuNetDetector:
         self.longest, self.steady, self.device = longest, steady, torch.device("cpu")
 
     def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
-        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first."""
+        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first.
+
+        With ``options.doubtful`` also what is taken for no face (``verify``).
+        """
         batch = check_images(images)
-        confidence = (options or DetectOptions()).confidence
-        faces = tuple(self._detect(image, confidence) for image in batch)
-        return refine(self._see, batch, faces, self.device) if self.steady else faces
+        options = options or DetectOptions()
+        faces = tuple(self._detect(image, options.confidence) for image in batch)
+        return verify(self._see, batch, faces, self.device, options, _TRUST) if self.steady else faces
 
     def _detect(self, image: Tensor, confidence: float) -> Faces:
         height, width = image.shape[1:]
@@ -79,7 +83,7 @@ class YuNetDetector:
         return boxes, rows[:, 4:14].reshape(-1, 5, 2), rows[:, 14]
 
     def _see(self, crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` findings of every crop, for ``refine``; a score of 0 where there are fewer."""
+        """The ``best`` findings of every crop, for ``verify``; a score of 0 where there are fewer."""
         scores, boxes = torch.zeros(len(crops), best), torch.zeros(len(crops), best, 4)
         landmarks = torch.zeros(len(crops), best, 5, 2)
         for number, crop in enumerate(crops):

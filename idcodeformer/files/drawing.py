@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..types import FaceReport, Faces, Restoration
+from ..types import Face, FaceReport, Restoration
 from .writing import to_levels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PAPER, _INK, _MARK = (255, 255, 255), (24, 24, 24), (46, 204, 64)
+GOOD, BAD, DIM = (70, 190, 110), (225, 85, 75), (150, 150, 150)
+_PAPER, _INK = (255, 255, 255), (24, 26, 30)
 _GAP, _TEXT = 8, 15  # px
 _WIDEST = 900  # px of each picture on a sheet
 _TILE = 192  # px of each face on a sheet
@@ -33,7 +34,7 @@ def comparison(before: Tensor, after: Tensor, result: Restoration) -> Tensor:
         pairs.append((_row([(left, ""), (right, "")], gap=0), face_caption(line)))
     across = max(1, rows[0].width // (2 * _TILE + _GAP))
     rows += [_row(pairs[start : start + across]) for start in range(0, len(pairs), across)]
-    return _tensor(_stack(rows))
+    return tensor_of(_stack(rows))
 
 
 def face_caption(line: FaceReport) -> str:
@@ -57,37 +58,74 @@ def grid(rows: Sequence[Sequence[tuple[Tensor, str]]], height: int) -> Tensor:
             width = max(1, round(picture.shape[-1] * height / picture.shape[-2]))
             cells.append((_image(picture, (width, height)), caption))
         drawn.append(_row(cells))
-    return _tensor(_stack(drawn))
+    return tensor_of(_stack(drawn))
 
 
 def stacked(sheets: Sequence[Tensor]) -> Tensor:
     """Sheets [3,h,w] of any widths under one another, as [3,H,W]."""
-    return _tensor(_stack([_image(sheet, (sheet.shape[-1], sheet.shape[-2])) for sheet in sheets], margin=0))
+    return tensor_of(_stack([_image(sheet, (sheet.shape[-1], sheet.shape[-2])) for sheet in sheets], margin=0))
 
 
-def marked(picture: Tensor, faces: Faces, names: Sequence[str] | None = None) -> Tensor:
-    """``picture`` [3,H,W] with a box, five points, number, score and name drawn for every face."""
+def marked(
+    picture: Tensor,
+    faces: Sequence[Face],
+    names: Sequence[str] | None = None,
+    dropped: Sequence[tuple[Face, str]] = (),
+) -> Tensor:
+    """[3,H,W] with box, landmarks, number, score and name of ``faces``; ``dropped`` thin and gray, with the reason."""
     from PIL import ImageDraw
 
-    image = _image(picture, (picture.shape[-1], picture.shape[-2]))
+    image = image_of(picture)
     draw = ImageDraw.Draw(image)
-    thick = max(1, round(max(image.size) / 500))
+    line = max(1, round(min(image.size) / 250))
+    letters = font(max(11, round(min(image.size) / 40)))
+    for face, reason in dropped:
+        draw.rectangle(box_of(face), outline=DIM, width=max(1, line // 2))
+        _label(draw, face, reason, DIM, letters)
     for number, face in enumerate(faces):
-        x0, y0, x1, y1 = face.box.tolist()
-        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=_MARK, width=thick)
+        draw.rectangle(box_of(face), outline=GOOD, width=line)
         for x, y in face.landmarks.tolist():
-            draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=_MARK)
+            draw.ellipse((x - line, y - line, x + line, y + line), fill=GOOD)
         text = f"{number}  {face.score:.2f}" + (f"  {names[number]}" if names else "")
-        left, top, right, bottom = draw.textbbox((x0, max(0, y0 - _TEXT - 4)), text, font=_font())
-        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_INK)
-        draw.text((x0, max(0, y0 - _TEXT - 4)), text, fill=_PAPER, font=_font())
-    return _tensor(image)
+        _label(draw, face, text, GOOD, letters)
+    return tensor_of(image)
 
 
-def _font():
+def _label(draw: Any, face: Face, text: str, colour: tuple[int, int, int], letters: Any) -> None:
+    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=letters)
+    x, y = box_of(face)[:2]
+    width, height = x1 - x0 + 6, y1 - y0 + 6
+    x = max(0.0, min(x, draw.im.size[0] - width))
+    y = y - height if y >= height else y
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    draw.text((x + 3 - x0, y + 3 - y0), text, fill=_INK, font=letters)
+
+
+def box_of(face: Face) -> tuple[float, float, float, float]:
+    """The box as Pillow draws it: left, top, right, bottom, in order whatever the detector said."""
+    x0, y0, x1, y1 = face.box.tolist()
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def font(size: int = _TEXT) -> Any:
+    """The letters of every picture that this package draws, ``size`` px tall."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(_TEXT)
+    return ImageFont.load_default(size)
+
+
+def image_of(pixels: Tensor) -> Image:
+    """PIL picture of [3,H,W] in [0,1]."""
+    from PIL import Image as pil
+
+    return pil.fromarray(to_levels(pixels))
+
+
+def tensor_of(image: Image) -> Tensor:
+    """[3,H,W] in [0,1] of a PIL picture."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255).movedim(-1, 0).contiguous()
 
 
 def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
@@ -101,7 +139,7 @@ def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
     draw, left = ImageDraw.Draw(row), 0
     for image, caption in cells:
         row.paste(image, (left, 0))
-        draw.text((left + 2, row.height - foot + 2), caption, fill=_INK, font=_font())
+        draw.text((left + 2, row.height - foot + 2), caption, fill=_INK, font=font())
         left += image.width + gap
     return row
 
@@ -121,11 +159,5 @@ def _stack(rows: Sequence[Image], margin: int = _GAP) -> Image:
 def _image(pixels: Tensor, size: tuple[int, int]) -> Image:
     from PIL import Image as pil
 
-    image = pil.fromarray(to_levels(pixels))
+    image = image_of(pixels)
     return image if image.size == size else image.resize(size, pil.Resampling.LANCZOS)
-
-
-def _tensor(image: Image) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255

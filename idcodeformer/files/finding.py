@@ -21,6 +21,8 @@ OPTIONAL = {
     ".avifs": ("AVIF", "pillow-avif-plugin"),
     ".jxl": ("JXL", "pillow-jxl-plugin"),
 }
+# Clips, which only ``look_through`` with ``clips`` finds.
+CLIPS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .ogv .3gp".split())
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "pillow-jxl-plugin": "pillow_jxl"}
 _UNREAD = frozenset(
     ".psd .psb .xcf .svg .eps .ai .exr .hdr .jxr .wdp .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf "
@@ -44,12 +46,12 @@ def find_pictures(paths: Iterable[str | Path], recursive: bool = False) -> list[
     return look_through(paths, recursive).pictures
 
 
-def look_through(paths: Iterable[str | Path], recursive: bool = False) -> Found:
+def look_through(paths: Iterable[str | Path], recursive: bool = False, clips: bool = False) -> Found:
     """Every picture of the files and folders named, sorted by name within a folder.
 
     A file that is named itself is taken whatever its ending. In a folder, hidden files (names with a leading dot, so
     macOS metadata too) are passed over, and pictures that cannot be read are listed. Raises BadImage for a path that
-    does not exist, a folder that cannot be listed and a folder without pictures.
+    does not exist, a folder that cannot be listed and a folder without pictures. With ``clips`` they count as pictures.
     """
     found = Found([], [])
     for path in map(Path, paths):
@@ -60,7 +62,7 @@ def look_through(paths: Iterable[str | Path], recursive: bool = False) -> Found:
             continue
         here = Found([], [])
         for file in _files(path, recursive, here.unread):
-            why = _why_unread(file)
+            why = None if clips and file.suffix.lower() in CLIPS and file.is_file() else _why_unread(file)
             if why is None:
                 here.pictures.append((file, file.relative_to(path)))
             elif why:

@@ -131,37 +131,7 @@ def match(a: Embeddings, b: Embeddings) -> tuple[tuple[int, int, float], ...]:
 
 def pair_up(gain: np.ndarray) -> list[tuple[int, int]]:
     """Rows and columns of ``gain`` [n,m] one to one, min(n, m) pairs by row, at the largest total."""
-    if gain.shape[0] <= gain.shape[1]:
-        return list(enumerate(_assign(-gain)))
-    return sorted((i, j) for j, i in enumerate(_assign(-gain.T)))
+    from scipy.optimize import linear_sum_assignment
 
-
-def _assign(cost: np.ndarray) -> list[int]:
-    """The column of every row of ``cost`` [n,m], n <= m, at the least total (Kuhn-Munkres by shortest augmenting paths,
-    Jonker & Volgenant 1987)."""
-    n, m = cost.shape
-    row_price, column_price = np.zeros(n), np.zeros(m)
-    owner = np.full(m, -1)  # the row that holds each column
-    for row in range(n):
-        shortest, came_from = np.full(m, np.inf), np.full(m, -1)
-        done = np.zeros(m, bool)
-        column, current, reached = -1, row, 0.0
-        while current >= 0:
-            reduced = reached + cost[current] - row_price[current] - column_price
-            better = ~done & (reduced < shortest)
-            shortest[better], came_from[better] = reduced[better], column
-            column = int(np.where(done, np.inf, shortest).argmin())
-            reached, done[column] = shortest[column], True
-            current = owner[column]
-        row_price[row] += reached
-        for j in np.flatnonzero(done):
-            slack = reached - shortest[j]
-            column_price[j] -= slack
-            if owner[j] >= 0:
-                row_price[owner[j]] += slack
-        while column >= 0:
-            previous = came_from[column]
-            owner[column] = owner[previous] if previous >= 0 else row
-            column = previous
-    columns = {int(r): int(j) for j, r in enumerate(owner) if r >= 0}
-    return [columns[i] for i in range(n)]
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return [(int(row), int(column)) for row, column in zip(rows, columns)]

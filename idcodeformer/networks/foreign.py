@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import MissingPackage
 from .config import NetworkConfig
 
 State = Mapping[str, Tensor]
@@ -76,13 +77,13 @@ def restoreformer_config(state: State) -> ForeignConfig:
 
 
 def build_foreign(config: ForeignConfig) -> nn.Module:
-    """An empty network of that config. Raises ImportError, with what to install, where spandrel is missing."""
+    """An empty network of that config. Raises MissingPackage where spandrel is missing."""
     from importlib import import_module
 
     try:
         package = import_module(f"spandrel.architectures.{config.architecture}")
     except ImportError as error:
-        raise ImportError(f"{config.architecture} needs the spandrel package. Run: pip install spandrel") from error
+        raise MissingPackage(f"{config.architecture} needs the spandrel package; run: pip install spandrel") from error
     return getattr(package, config.architecture)(**dict(config.arguments))
 
 

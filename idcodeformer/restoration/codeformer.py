@@ -34,7 +34,7 @@ class CodeFormerRestorer:
 
     ``restorer(pixels, options)``: pixels [N,3,size,size] RGB in [0,1], FFHQ-aligned -> the same shape, restored, on the
     device of ``pixels``. ``network`` is the nn.Module, ``config`` its numbers, ``size`` the side of its crops in px.
-    The restorer works with the weights that ``network`` has when it is made (see models/execution.py).
+    The restorer works with the weights that ``network`` has when it is made (see engine/execution.py).
     ``precision``: "fp32"; "bf16" or "fp16" for generator and fusion while encoder, Transformer and logits stay fp32 (in
     lower precision other codes win, and another code is another face); "auto" is fp32 on CPU, mixed on CUDA.
     ``in_place``: beyond the CPU ``network`` itself is made mixed and run, with no copy of any weight.

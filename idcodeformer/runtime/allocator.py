@@ -11,7 +11,7 @@ def keep_pages() -> bool:
     """Let glibc keep freed pages instead of returning large ones, to be cleared by the kernel at their next use.
 
     Plain torch on the CPU spends half of its time on that. The command line calls this; inside another program leave it
-    alone, ``models.execution`` gains most of it by reusing its own memory. False where there is no glibc.
+    alone, ``restoration.engine`` gains most of it by reusing its own memory. False where there is no glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

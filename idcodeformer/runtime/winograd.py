@@ -7,6 +7,7 @@ with F.conv2d before it is trusted, and F.conv2d serves where it is missing or o
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -138,12 +139,17 @@ class Winograd(TorchFunctionMode):
         return STRIP_BYTES / (tiles * (weight.shape[0] + weight.shape[1]) * _TILE_BYTES)
 
 
+def fast_convolutions(device: torch.device) -> AbstractContextManager:
+    """What suits the device: ``Winograd`` on a CPU that has it, nothing elsewhere. May be entered again and again."""
+    return Winograd() if device.type == "cpu" and winograd_available() else nullcontext()
+
+
 def _arguments(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None, list[int]] | None:  # fmt: skip
     """The arguments of F.conv2d as those of a Winograd convolution; None where it is none, or does not pay."""
-    if input.ndim != 4 or groups != 1 or isinstance(padding, str):
+    if input.ndim != 4 or groups != 1 or isinstance(padding, str) or _autocast():
         return None
     pad = _pair(padding)
     plain = _pair(stride) == [1, 1] and _pair(dilation) == [1, 1] and max(pad) <= 2
@@ -151,6 +157,13 @@ def _arguments(
     if plain and here and pays(weight, input.shape[2] + 2 * pad[0] - 2, input.shape[3] + 2 * pad[1] - 2):
         return input, weight, bias, pad
     return None
+
+
+def _autocast() -> bool:
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4
+        return torch.is_autocast_cpu_enabled()
 
 
 def _pair(value: Any) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..geometry.alignment import align
 from ..identity.recogniser import IdentityRecogniser
@@ -86,8 +87,10 @@ class Analyst:
         progress: Callable[[int], None] | None = None,
         kept: Callable[[Analysis], None] | None = None,
     ) -> Analysis:
-        """Go on with ``analysis`` over ``frames``. ``progress(frames seen)`` after every stride, ``kept(analysis)`` too;
-        either may raise to stop."""
+        """Go on with ``analysis`` over ``frames``.
+
+        ``progress(frames seen)`` and ``kept(analysis)`` are called after every stride and may raise to stop.
+        """
         stride = max(1, round(rate / _SEARCHES))
         sought = replace(self.options, confidence=max(min(_LEAST, self.options.confidence),
                                                       _EAGER * self.options.confidence))  # fmt: skip
@@ -143,13 +146,27 @@ class Analyst:
         crops = align([image], [faces], _CROP).pixels.clamp(0, 1)
         gray = is_monochrome(crops).tolist()
         luma = crops.mean(1, keepdim=True)
-        detail = (luma - torch.nn.functional.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
-        vectors = None if self.recogniser is None else self.recogniser.embed_faces([image], [faces]).vectors.cpu().numpy()
+        detail = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
+        recogniser = self.recogniser
+        vectors = None if recogniser is None else recogniser.embed_faces([image], [faces]).vectors.cpu().numpy()
         for number, face in enumerate(faces):
             if vectors is not None:
                 analysis.vectors[len(analysis.rows)] = vectors[number]
             sharp = float(detail[number].sqrt()) * min(1.0, face.eye_distance / _CROP * 3) * face.score
             analysis.rows.append(_row(frame.index, face, sharp, float(gray[number])))
+
+
+def of_given(source: Source, faces: Sequence[Faces], recogniser: IdentityRecogniser | None) -> Analysis:
+    """As the first pass, for faces that are known already: those of every frame."""
+    analysis = Analysis()
+    analyst = Analyst(lambda images, options: (), recogniser, DetectOptions())
+    for frame in source.frames():
+        analysis.shots.add(frame.pixels)
+        analysis.pts.append(frame.pts)
+        analyst._look_closely(frame, frame.tensor(), faces[frame.index], analysis)
+        analysis.frames = frame.index + 1
+    analysis.complete = True
+    return analysis
 
 
 def _row(frame: int, face: Face, sharp: float = 0.0, gray: float = -1.0) -> np.ndarray:

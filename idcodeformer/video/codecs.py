@@ -88,10 +88,10 @@ def _chroma(source: Any) -> str:
     return "444" if wide == 4 else "422" if high == 4 else "420"
 
 
-def container_for(ending: str, name: str, copied: list[Any]) -> tuple[str, str, str]:
+def container_for(ending: str, name: str, copied: list[Named]) -> tuple[str, str, str]:
     """(ending, muxer, note) of the result: the source's container where it holds codec and copied streams, else mkv."""
     wanted = ending.lower()
-    streams = [stream_codec(stream) for stream in copied if stream.type != "attachment"]
+    streams = [stream.codec for stream in copied if stream.type != "attachment"]
     if wanted in CODECS[name].endings and wanted in _MUXERS and _holds(_MUXERS[wanted], streams):
         return wanted, _MUXERS[wanted], ""
     for other in (".mov",) if name == "prores" else (".mp4",) if wanted == ".avi" else ():
@@ -99,6 +99,14 @@ def container_for(ending: str, name: str, copied: list[Any]) -> tuple[str, str, 
             return other, _MUXERS[other], f"written as {other}, since {ending} does not hold {name}"
     note = f"written as .mkv, since {ending or 'its own kind'} does not hold {name} with its other streams"
     return ".mkv", "matroska", note
+
+
+@dataclass(frozen=True)
+class Named:
+    """A stream that is copied: "audio", "subtitle" or "attachment", and its codec."""
+
+    type: str
+    codec: str
 
 
 def stream_codec(stream: Any) -> str:

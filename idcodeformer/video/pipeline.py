@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from ..compositing.blend import enlarged, paste
 from ..compositing.plan import output_size
 from ..errors import BadImage
 from ..geometry.alignment import align
-from ..identity.people import embed_photos
 from ..identity.recogniser import cosine, mean_identity
-from ..types import Crops, DetectOptions, Embeddings, Faces, RestoreOptions, Upscaler
+from ..types import Crops, DetectOptions, Embeddings, RestoreOptions, Upscaler
 from .analysis import Analysis, Analyst, Source
 from .queues import ahead
 from .reading import Frame, to_pixels
@@ -31,14 +30,6 @@ _FADE = 0.25  # seconds in which a face that is too little like its input goes o
 _SCORES = 4  # a second; identity is measured that often along a track
 
 
-@dataclass(frozen=True)
-class VideoOptions:
-    """What is asked of a clip besides what is asked of its faces."""
-
-    steadiness: float = 1.0  # 0..1; 0 restores frame by frame, by the alignment of each frame alone
-    upscaled: bool = False  # whether frames are enlarged by an upscaler
-
-
 @dataclass(frozen=True, eq=False)
 class RestoredFrame:
     """A frame of the result, and a line for each face that a track has in it."""
@@ -47,6 +38,7 @@ class RestoredFrame:
     pixels: np.ndarray  # [H',W',3], the type of the source's
     share: Tensor | None  # [1,H',W'] of each pixel that was replaced; None where nothing was
     lines: list[dict[str, Any]] = field(default_factory=list)
+    crops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # track -> input and restored crop [3,S,S]
 
 
 @dataclass(eq=False)
@@ -86,9 +78,13 @@ class VideoPipeline:
         analysis = analysis or Analysis()
         if analysis.complete:
             return analysis
-        start = span[0] if not analysis.pts else analysis.pts[-1] + 1
-        del analysis.shots.change[analysis.frames :], analysis.pts[analysis.frames :]
-        frames = source.frames(analysis.frames, start, span[1])
+        seen = analysis.frames
+        del analysis.pts[seen:]
+        if seen:
+            frames = source.frames(seen - 1, analysis.pts[-1], span[1])
+            analysis.shots.go_on(next(frames).pixels, seen)
+        else:
+            frames = source.frames(0, *span)
         analyst = Analyst(self.pipeline.detector, self.pipeline.recogniser, options or DetectOptions())
         analyst(ahead(frames, _READ_AHEAD), float(source.info.rate), analysis, progress, kept)
         analysis.broken = source.broken
@@ -148,7 +144,7 @@ class VideoPipeline:
 
     def portraits(self, source: Source, tracks: Sequence[Track], analysis: Analysis, person: int,
                   most: int = 5) -> list[Tensor]:  # fmt: skip
-        """Frames [3,H,W] that show a person best, cut around the face, to be its reference photos."""
+        """Parts [3,h,w] of the frames that show a person best, around the face: reference photos of that person."""
         found = sorted(sharpest(tracks, person, most, max(2, round(float(source.info.rate) / 3))), key=lambda f: f[1])
         pictures = []
         for track, number in found:
@@ -156,11 +152,6 @@ class VideoPipeline:
             if frame is not None:
                 pictures.append(_around(frame.tensor(), track.boxes[number - track.start]))
         return pictures
-
-
-def person_of(photos: Sequence[Tensor], pipeline: FacePipeline, recogniser: Any) -> Embeddings:
-    """One embedding of the person on ``photos``."""
-    return mean_identity(embed_photos(list(photos), pipeline.detector, recogniser))
 
 
 def _around(image: Tensor, box: np.ndarray) -> Tensor:
@@ -255,7 +246,7 @@ class _Run:
         pasted, share = paste([image], crops, torch.lerp(before, after, weight), options, self.pipeline.parser, mask,
                               self.upscaler, None, after.device)  # fmt: skip
         lines.sort(key=lambda line: line["track"])
-        return RestoredFrame(frame, to_pixels(pasted[0], deep), share[0], lines)
+        return RestoredFrame(frame, to_pixels(pasted[0], deep), share[0], lines, done.crops)
 
     def _shown(self, track: Track, frame: int, crops: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
         """(share of the restored face in the result, its ID-Sim), which change little from frame to frame."""
@@ -282,12 +273,3 @@ def _line(track: Track, frame: int, status: str, reason: str = "", likeness: flo
     return {"frame": frame, "track": track.number, "person": track.person, "box": box,
             "seen": bool(track.scores[row] > 0), "status": status, "reason": reason,
             "id_sim_input": None if likeness is None else round(likeness, 4)}  # fmt: skip
-
-
-def kept_faces(tracks: Sequence[Track], frame: int) -> Faces:
-    """The faces of a frame that tracks keep, with their smoothed landmarks."""
-    return tuple(
-        replace(t.face(frame), landmarks=torch.from_numpy(landmarks_of(t.matrices[frame - t.start])).float())
-        for t in tracks
-        if t.kept and t.start <= frame < t.stop
-    )

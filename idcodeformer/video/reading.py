@@ -15,7 +15,6 @@ from ..errors import BadClip
 from .colour import Colour, to_rgb
 from .library import pyav
 
-ENDINGS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .ogv .3gp .nut".split())
 _TOLD_RATE = Fraction(25)  # frames a second of a clip that does not say
 _MISSING = 0.02  # of the length that a clip tells; what lacks more than this broke off
 _DAMAGED = 500  # packets in a row that cannot be decoded before the rest is given up
@@ -117,18 +116,19 @@ class Clip:
             if last is not None and pts <= last:
                 pts = last + 1  # two frames cannot be shown at one time
             last = pts
-            if held is not None:
-                yield self._made(held, number, pts - held[1])
-                number, held = number + 1, None
+            if held is not None and (start is None or pts > start):  # else it was gone by then
+                yield self._made(held, start, number, pts - held[1])
+                number += 1
+            held = (raw, pts)
             if stop is not None and pts >= stop:
                 return
-            if start is None or pts + (raw.duration or length) > start:
-                held = (raw, pts if start is None else max(pts, start))
         if held is not None:
-            yield self._made(held, number, held[0].duration or length)
+            yield self._made(held, start, number, held[0].duration or length)
 
-    def _made(self, held: tuple[Any, int], number: int, duration: int) -> Frame:
+    def _made(self, held: tuple[Any, int], start: int | None, number: int, duration: int) -> Frame:
         raw, pts = held
+        if start is not None and pts < start:
+            pts, duration = start, duration - (start - pts)
         pixels = to_rgb(raw, self.info.colour, self.info.bits > 8)
         if self.info.turn:
             pixels = np.rot90(pixels, self.info.turn)

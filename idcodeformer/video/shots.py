@@ -23,6 +23,12 @@ class Shots:
     colours: list[float] = field(default_factory=list)  # 0..1, histogram distance from the frame before
     _last: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
+    def go_on(self, pixels: np.ndarray, frames: int) -> None:
+        """Keep what is known of the first ``frames`` frames, the last of which is ``pixels``."""
+        for numbers in (self.change, self.across, self.colours):
+            del numbers[max(0, frames - 1) :]
+        self.add(pixels)
+
     def add(self, pixels: np.ndarray) -> bool:
         """[H,W,3] uint8 or uint16 of the next frame; True where it may begin a shot, as far as is known by now."""
         import cv2

@@ -13,8 +13,9 @@ from ..geometry.templates import ffhq_template, fit_lmeds
 from .tracks import Track
 
 UNIT = 512  # px of the crop that the matrices of a track are made for
-SIGMA = 0.15  # seconds; KEEP and facexlib smooth points over 5 frames, 0.2 s at 25 a second
+SIGMA = 0.2  # seconds; KEEP and facexlib smooth points over 5 frames, 0.2 s at 25 a second
 _REACH = 3.0  # windows end after that many sigma
+_STEADY = 0.004  # of a crop's side, or radian: what is nearer to the fit is no outlier, however still the rest is
 _FAR = 3.0  # an observation that is further from the fit than this many of their median distances counts little
 
 
@@ -24,8 +25,9 @@ def smooth_track(track: Track, rate: float) -> np.ndarray:
     middle = ffhq_template(UNIT).mean(0)
     values = parameters(matrices, middle)
     weights = np.where(track.scores > 0, 0.2 + track.scores, 0.05)
-    # The size of a face in px is the yardstick for its position: a pixel is much in a small face, little in a large.
-    smoothed = np.stack([smooth(column, weights, SIGMA * rate) for column in values.T], 1)
+    pixel = float(np.exp(-np.median(values[:, 0])))  # of the crop, in the picture
+    usual = (_STEADY, _STEADY, _STEADY * UNIT * pixel, _STEADY * UNIT * pixel)
+    smoothed = np.stack([smooth(column, weights, SIGMA * rate, least) for column, least in zip(values.T, usual)], 1)
     return matrices_of(smoothed, middle)
 
 
@@ -46,11 +48,15 @@ def matrices_of(values: np.ndarray, middle: np.ndarray) -> np.ndarray:
     return np.concatenate([linear, shift[..., None]], 2)
 
 
-def smooth(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
-    """[n] values of parabolas fitted under a Gaussian of ``sigma`` frames; single outliers are given little weight."""
+def smooth(values: np.ndarray, weights: np.ndarray, sigma: float, least: float = 0.0) -> np.ndarray:
+    """[n] values of parabolas fitted under a Gaussian of ``sigma`` frames; single outliers are given little weight.
+
+    What lies within ``least`` of the fit is never one.
+    """
     fitted = _fit(values, weights, sigma)
     distance = np.abs(values - fitted)
     usual = np.median(distance[weights > 0.1]) if (weights > 0.1).any() else 0.0
+    usual = max(usual, least)
     if usual <= 1e-9:
         return fitted
     return _fit(values, weights / (1 + (distance / (_FAR * usual)) ** 4), sigma)
@@ -65,7 +71,7 @@ def _fit(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
         w = np.sqrt(weights[low:high] * np.exp(-0.5 * (x / max(sigma, 1e-6)) ** 2))
         degree = min(2, len(x) - 1)
         # At an end the window is one-sided, and a parabola would follow the noise there.
-        if degree == 2 and min(at - low, high - 1 - at) < sigma:
+        if degree == 2 and min(at - low, high - 1 - at) < sigma / 2:
             degree = 1
         basis = np.vander(x / max(1.0, reach), degree + 1, increasing=True)
         out[at] = np.linalg.lstsq(basis * w[:, None], values[low:high] * w, rcond=None)[0][0]
@@ -73,6 +79,6 @@ def _fit(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def landmarks_of(matrix: np.ndarray) -> np.ndarray:
-    """[5,2] the points of a picture that the map [2,3] takes to the template, so that aligning by them gives it back."""
+    """[5,2] picture points that the map [2,3] takes to the template: aligned by them a face gets this map back."""
     points = ffhq_template(UNIT) - matrix[:, 2]
     return np.linalg.solve(matrix[:, :2], points.T).T

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -129,7 +129,9 @@ def join(
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
     notes: list[str] = []
     try:
-        with av.open(str(info.path)) as source, av.open(str(temporary), "w", format=muxer, options=options) as out:
+        sequence = info.path.is_dir()  # pictures, with nothing beside them
+        opened = nullcontext(None) if sequence else av.open(str(info.path))
+        with opened as source, av.open(str(temporary), "w", format=muxer, options=options) as out:
             _join(folder, source, out, info, muxer, span, notes, progress)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -146,20 +148,21 @@ def _join(folder: Path, source: Any, out: Any, info: ClipInfo, muxer: str, span:
           progress: Any) -> None:  # fmt: skip
     segments = finished(folder)
     av = pyav()
-    out.metadata.update({k: v for k, v in source.metadata.items() if k not in ("encoder", "major_brand",
-                         "minor_version", "compatible_brands")})  # fmt: skip
     with av.open(str(folder / "000000.mkv")) as first:
         video = out.add_stream_from_template(first.streams.video[0], opaque=True)
     video.time_base = info.time_base
     _set_shape(video.codec_context, info)
-    own = source.streams.video[0]
     if info.aspect != 1 and muxer in ("matroska", "webm") and video.codec_context.codec.canonical_name not in _SHAPED:
         notes.append(f"its pixels' aspect of {info.aspect} is not told by {muxer}; take --codec h264 or h265")
-    _tell(video, own)
-    copied = _copied(source, out, supported(muxer), notes)
     shift = Fraction(0) if span is None else Fraction(span[0])
-    _set_chapters(source, out, span)
-    others = _others(source, copied, span)
+    others: Iterator[tuple[Fraction, Any, Any]] = iter(())
+    if source is not None:
+        brand = ("encoder", "major_brand", "minor_version", "compatible_brands")  # of the source's muxer
+        out.metadata.update({k: v for k, v in source.metadata.items() if k not in brand})
+        _tell(video, source.streams.video[0])
+        copied = _copied(source, out, supported(muxer), notes)
+        _set_chapters(source, out, span)
+        others = _others(source, copied, span)
     waiting = next(others, None)
     for packet in _video(folder, segments, video, info, shift):
         now = packet.dts * info.time_base

@@ -6,6 +6,7 @@ was found, and a file of that name is then never called verified.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from ..errors import MissingWeights
@@ -231,6 +232,11 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
 )  # fmt: skip
 
+# Side of a network's crops -> how large a face may be, in picture px per crop px, before restoring can soften it. At
+# 128 px measured (docs/large-faces.md), at 512 px taken to be the same share.
+LARGEST_FACE = {128: 1.5, 512: 1.5}
+_LARGEST_FACE = 1.5  # of networks of another side above 128 px; for smaller ones nothing was measured
+
 # What callers ask for -> kinds of the registry that serve it.
 GROUPS = {
     "restorer": ("codeformer", "face_network"),
@@ -243,6 +249,11 @@ OTHER_RUNTIMES = ("scrfd", "yunet")  # kinds that torch does not run
 def kinds_of(kind: str | None) -> tuple[str, ...]:
     """The registry's kinds behind a kind or a group such as "detector"; empty for None (any)."""
     return () if kind is None else GROUPS.get(kind, (kind,))
+
+
+def largest_face(side: int) -> float:
+    """Picture px per crop px up to which a face is not large for a network with crops of ``side`` px."""
+    return LARGEST_FACE.get(side, _LARGEST_FACE if side > 128 else math.inf)
 
 
 def by_name(name: str) -> Weight:

@@ -59,7 +59,8 @@ def _pack(_base: Path) -> Iterator[ModuleType]:
         patch.setenv("HOST_DOUBLE_BASE", str(_base))
         patch.syspath_prepend(str(DOUBLE))
         yield load_pack()
-    for name in [n for n in sys.modules if n.startswith(NAME) or n == "folder_paths" or n.split(".")[0] == "comfy"]:
+    host = ("folder_paths", "comfy", "comfy_api")
+    for name in [n for n in sys.modules if n.startswith(NAME) or n.split(".")[0] in host]:
         del sys.modules[name]
 
 

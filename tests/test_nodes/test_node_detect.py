@@ -128,3 +128,13 @@ def test_preview_on_the_node(pack, group):
     assert item["type"] == "temp"
     with Image.open(os.path.join(pack.folder_paths.get_temp_directory(), item["filename"])) as picture:
         assert picture.size == (928, 256)
+
+
+def test_crops_are_the_pixels_of_each_face(run, group):
+    """Upright, not mirrored, in the order of the faces: what aligning by hand gives."""
+    from idcodeformer.geometry.alignment import align
+
+    faces, *_, crops = run("DetectFaces", image=group, order="left_to_right")
+    expected = align([group[0].permute(2, 0, 1)], [faces.faces[0]], 512).pixels
+    for crop, wanted in zip(crops, expected, strict=True):
+        torch.testing.assert_close(crop[0].permute(2, 0, 1), wanted, atol=1e-4, rtol=0)

@@ -96,7 +96,7 @@ def test_another_picture_face_or_border_is_computed(run, model, portrait, calls)
     run("RestoreFaces", model=model, image=dotted)
     assert calls["detect"] == calls["encode"] == calls["align"] == 1
     calls.clear()
-    run("RestoreFaces", model=model, image=portrait, border="reflect")
+    run("RestoreFaces", model=model, image=portrait, border="constant")
     assert calls["align"] == 1 and calls["detect"] == 0
     found = run("DetectFaces", image=portrait)[0]
     moved = type(found)(((_moved(found.faces[0][0]),),), ((),), found.size)

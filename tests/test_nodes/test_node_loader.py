@@ -24,10 +24,10 @@ def test_files_and_built_in_models_are_offered(pack):
 
 
 def test_other_networks_files_are_not_offered(pack):
-    for name in ("GFPGANv1.4.pth", "notes.txt", "readme.md"):
+    for name in ("GPEN-BFR-512.pth", "notes.txt", "readme.md"):
         (pack.models / "facerestore_models" / name).write_bytes(b"x")
     names = offered(pack.nodes.Loader, "model_name")
-    assert not {"GFPGANv1.4.pth", "notes.txt", "readme.md"} & set(names)
+    assert not {"GPEN-BFR-512.pth", "notes.txt", "readme.md"} & set(names)
 
 
 def test_extra_folders_are_honoured_even_after_another_pack_overwrote_the_key(pack, tmp_path):
@@ -51,6 +51,70 @@ def test_extra_model_paths_are_read_where_the_table_lost_them(pack, tmp_path, mo
     monkeypatch.setattr(sys.modules["comfy.cli_args"].args, "extra_model_paths_config", [[str(file)]])
     pack.folder_paths.folder_names_and_paths["facerestore_models"] = ([], {".pth"})
     assert {"codeformer_b.pth", "codeformer_a.pth"} <= set(offered(pack.nodes.Loader, "model_name"))
+
+
+def test_detectors_where_other_packs_put_them_are_offered_and_nothing_else_there(pack, monkeypatch):
+    folders = pack.sub("folders")
+    built_in = folders.locate("detector", pack.sub("managed").BUILT_IN_DETECTOR)
+    for folder in ("facerestore_models", "detection"):
+        (pack.models / folder).mkdir(exist_ok=True)
+        for name in (f"detection_Resnet50_{folder}.pth", f"other_{folder}.pth", f"codeformer_{folder}.pth"):
+            (pack.models / folder / name).write_bytes(built_in.read_bytes())
+    try:
+        names = offered(pack.nodes.DetectFaces, "detector")
+        assert {"detection_Resnet50_facerestore_models.pth", "detection_Resnet50_detection.pth"} <= set(names)
+        assert not [name for name in names if name.startswith(("other_", "codeformer_"))]
+        there = folders.locate("detector", "detection_Resnet50_detection.pth")
+        assert there == pack.models / "detection" / "detection_Resnet50_detection.pth"
+        assert "detection" not in pack.folder_paths.folder_names_and_paths  # looked into, not claimed
+    finally:
+        for folder in ("facerestore_models", "detection"):
+            for file in (pack.models / folder).glob(f"*_{folder}.pth"):
+                file.unlink()
+
+
+def test_a_better_model_is_hinted_at_where_only_the_built_in_ones_are(pack, monkeypatch):
+    node = pack.nodes.Loader
+    built_in = "CodeFormer mini 128 px, built in"
+    chosen = {"model_name": built_in, "precision": "auto", "recogniser": "none"}
+    assert node().load(**chosen)["ui"] == {"text": []}  # a file of the user's is there
+    folders = pack.sub("folders")
+    monkeypatch.setattr(folders, "_files", lambda *_: [])
+    told = " ".join(node().load(**chosen)["ui"]["text"])
+    assert "codeformer.pth from https://" in told and "S-Lab" in told
+    assert str(pack.models / "facerestore_models") in told
+
+
+@pytest.mark.parametrize("name", ["DetectFaces", "RestoreFaces", "IdentityScore", "Person", "Loader"])
+def test_without_install_the_first_error_names_it(pack, run, portrait, monkeypatch, request, name):
+    loading = sys.modules[pack.module.__name__ + ".idcodeformer.weights.loading"]
+    given = {
+        "DetectFaces": {"image": portrait}, "IdentityScore": {"reference": portrait, "candidate": portrait},
+        "Person": {"photos": portrait}, "Loader": {"model_name": TINY},
+    }  # fmt: skip
+    if name == "RestoreFaces":
+        given[name] = {"image": portrait, "model": request.getfixturevalue("model")}
+
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'facexlib'", name="facexlib")
+
+    monkeypatch.setattr(loading, "build", missing)
+    with pytest.raises(pack.errors.MissingPackage, match="'facexlib' is missing: install.py .*install.py\""):
+        run(name, **given[name])
+
+
+def test_precision_that_this_machine_lacks_is_refused_in_words(pack):
+    choices = offered(pack.nodes.Loader, "precision")
+    assert list(choices) == ["auto", "fp32", "bf16", "fp16"]
+    assert "auto" in choices and "fp32" in choices and "int8" not in choices
+    if "fp16" not in choices:  # on a CPU
+        assert "fp16" in str(choices) and "precision" in str(choices).lower()
+
+
+@pytest.mark.parametrize("value", [None, 5, "", ["codeformer.pth"]])
+def test_a_name_that_is_no_name_is_refused_before_running(pack, value):
+    for name in ("model_name", "recogniser"):
+        assert "is no file name; choose one from the list" in str(refusal(pack.nodes.Loader, name, value))
 
 
 def test_registering_adds_and_replaces_nothing(pack):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.test_nodes.conftest import TINY
+from tests.test_nodes.conftest import TINY, TINY_RECOGNISER
 
 
 @pytest.fixture
@@ -40,6 +40,18 @@ def test_given_faces_are_used_and_detection_is_not_repeated(run, pack, model, gr
     assert "1 of 1 faces restored" in report and report.count("left out by Detect Faces") == 3
     columns = mask[0].amax(0).nonzero()
     assert 180 < int(columns.min()) and int(columns.max()) < 520  # the second of four people
+
+
+def test_a_face_that_was_not_chosen_stays_as_it_is(restore, found, portrait):
+    chosen = found(portrait)
+    face = chosen.faces[0][0]
+    aside = replace(face, landmarks=face.landmarks + torch.tensor([1.1 * face.eye_distance, 0.0]))
+    free = restore(portrait)[3]
+    image, _, _, mask, _ = restore(portrait, faces=replace(chosen, dropped=(((aside, "not the largest face"),),)))
+    x, y = (int(v) for v in aside.landmarks[2])
+    assert free[0, y, x] > 0.2 and mask[0, y, x] == 0 and torch.equal(image[:, y, x:], portrait[:, y, x:])
+    x, y = (int(v) for v in face.landmarks[0])
+    assert mask[0, y, x] > 0.9
 
 
 def test_frames_of_a_batch_go_through_in_one_call(run, model, portrait, grey):
@@ -208,6 +220,24 @@ def test_upscale_model_makes_the_background(restore, pack, model, portrait):
         restore(portrait, upscale_model="x4")
 
 
+def test_an_upscale_model_goes_to_the_device_and_back(pack, monkeypatch):
+    """The host keeps it on the CPU between runs, also after a run that failed."""
+    places = []
+
+    class Travelling(Doubler):
+        def to(self, device):
+            places.append(str(device))
+            return self
+
+    monkeypatch.setattr(pack.mm, "get_torch_device", lambda: torch.device("meta"))
+    with pack.sub("upscale").upscaler_of(Travelling()):
+        assert places == ["meta"]
+    assert places == ["meta", "cpu"]
+    with pytest.raises(KeyError), pack.sub("upscale").upscaler_of(Travelling()):
+        raise KeyError
+    assert places == ["meta", "cpu"] * 2
+
+
 def test_upscaling_goes_on_in_smaller_tiles(pack):
     class Hungry(Doubler):
         def __call__(self, x):
@@ -272,3 +302,47 @@ def test_no_recogniser_no_scores(run, portrait, pack):
     assert "identity" not in report
     with pytest.raises(pack.errors.BadOption, match="recogniser"):
         run("RestoreFaces", model=plain, image=portrait, min_identity=0.5)
+
+
+def test_a_gfpgan_restores_with_the_same_nodes(run, pack, portrait, found, tmp_path):
+    """Another restorer: same wires, same gate, same scores, no fidelity."""
+    pytest.importorskip("spandrel")
+    from tests.test_registries import gfpgan
+
+    file = pack.models / "facerestore_models" / "GFPGANv1.4.pth"
+    torch.save({"params_ema": gfpgan().state_dict()}, file)
+    try:
+        model = run("Loader", model_name=file.name, recogniser=TINY_RECOGNISER)[0]
+        values = {"model": model, "image": portrait, "faces": found(portrait)}
+        image, restored, _, mask, report = run("RestoreFaces", **values)
+        assert restored.shape == (1, 32, 32, 3) and "1 of 1 faces restored" in report and "identity" in report
+        untouched = mask[..., None].expand_as(image) == 0
+        assert torch.equal(image[untouched], portrait[untouched]) and not torch.equal(image, portrait)
+        assert torch.equal(run("RestoreFaces", **values, fidelity=0.1)[0], image)
+        kept = run("RestoreFaces", **values, min_identity=1.0)
+        assert torch.equal(kept[0], portrait) and "0 of 1 faces restored" in kept[4]
+    finally:
+        file.unlink()
+
+
+def test_a_black_mask_is_nothing_to_do(run, pack, model, portrait, monkeypatch):
+    monkeypatch.setattr(type(model), "detector", lambda self: pytest.fail("looked for faces"))
+    found = pack.sub("faces").FoundFaces(((),), ((),), (384, 384))
+    image, restored, _, mask, report = run(
+        "RestoreFaces", model=model, image=portrait, mask=torch.zeros(384, 384), faces=found
+    )
+    assert torch.equal(image, portrait) and not mask.any() and not restored.any()
+    assert "0 of 0 faces restored" in report and "nothing to do in 1 of 1 frames: the mask is black" in report
+
+
+def test_what_cannot_show_is_not_called_restored(restore, portrait):
+    corner = torch.zeros(384, 384)
+    corner[:4, :4] = 1
+    assert "0 of 1 faces restored" in restore(portrait, mask=corner)[4]
+    assert "outside the mask" in restore(portrait, mask=corner)[4]
+    assert "visibility is 0" in restore(portrait, visibility=0.0)[4]
+
+
+def test_face_upsample_without_an_upscaler_says_so(restore, portrait):
+    assert "face_upsample does nothing: no upscale_model" in restore(portrait, face_upsample=True)[4]
+    assert "face_upsample" not in restore(portrait)[4]

@@ -24,11 +24,16 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
+        "frames", "large_faces",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
     ],
     "IDCodeFormerPerson": ["name", "file", "recogniser", "save_as", "photos", "people"],
+    "IDCodeFormerRestoreVideo": [
+        "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
+        "min_identity",
+    ],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
@@ -36,6 +41,7 @@ OUTPUTS = {
     "IDCodeFormerRestoreFaces": ("IMAGE", "IMAGE", "IMAGE", "MASK", "STRING"),
     "IDCodeFormerIdentityScore": ("FLOAT", "FLOAT", "BOOLEAN", "STRING", "IMAGE"),
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
+    "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
 }
 
 
@@ -125,7 +131,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 def test_the_promised_workflows_are_there():
     assert {path.stem for path in WORKFLOWS} >= {
         "restore-a-photo", "fix-faces-text-to-image", "fix-faces-of-an-image", "choose-one-face", "compare-fidelity",
-        "video-frames", "identity-gate",
+        "video-frames", "identity-gate", "restore-video",
     }  # fmt: skip
 
 
@@ -150,6 +156,25 @@ def test_workflow_fits_the_nodes(pack, path):
             elif kind in ("FLOAT", "INT"):
                 assert options["min"] <= value <= options["max"], name
         assert {entry["name"] for entry in node["inputs"]} <= set(specs)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_front_end_can_offer_the_large_model(path):
+    """It reads name, URL, hash and folder from the loader's properties when that file is chosen and missing."""
+    from idcodeformer.weights.registry import by_name
+
+    weight = by_name("codeformer")
+    loaders = [n for n in json.loads(path.read_text())["nodes"] if n["type"] == "IDCodeFormerLoader"]
+    for loader in loaders:
+        (model,) = loader["properties"]["models"]
+        assert (model["name"], model["url"]) == (weight.file, weight.urls[0])
+        assert (model["hash"], model["hash_type"], model["directory"]) == (weight.sha256, "SHA256", weight.folder)
+
+
+def test_no_script_of_ours_imports_what_the_front_end_calls_internal():
+    for script in (ROOT / "web" / "js").glob("*.js"):
+        imported = re.findall(r'from "\.\./\.\./\.\./scripts/([a-z]+)\.js"', script.read_text())
+        assert set(imported) <= {"app", "api"} and script.read_text().count("import ") == len(imported)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

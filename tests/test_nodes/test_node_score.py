@@ -110,3 +110,28 @@ def test_chart_of_many_pairs_stays_readable(pack):
     pairs = [draw.Pair(f"frame {n}", torch.rand(3, 50, 50), None, n / 100) for n in range(60)]
     chart = draw.chart(pairs, 0.3, "a headline " * 40)
     assert chart.shape[1] < 3000 and chart.shape[2] < 2000
+
+
+def test_the_face_most_like_the_person_counts_among_several(score, found, group):
+    """A frame of four people against photos of one of them, who is not the largest."""
+    faces = sorted(found(group).faces[0], key=lambda face: float(face.box[0]))
+    middle = int(faces[2].box[0] + faces[2].box[2]) // 2
+    photo = group[:, :, middle - 110 : middle + 110]
+    mean, lowest, _, report, _ = score(torch.cat([photo, photo]), group, compare="one_person")
+    order = sorted(range(4), key=lambda n: -float(found(group).faces[0][n].area))
+    place = next(n for n, face in enumerate(found(group).faces[0]) if torch.equal(face.box, faces[2].box))
+    assert mean == lowest > 0.9 and f"face {place} of 4" in report and place != order[0]
+
+
+def test_an_unchanged_reference_is_neither_detected_nor_embedded_again(pack, model, portrait, member, monkeypatch):
+    node, detected, embedded = pack.nodes.IdentityScore(), [], []
+    finder, recogniser = model.detector().ready(), model.recogniser.ready()
+    look, embed = type(finder).__call__, type(recogniser).embed_faces
+    monkeypatch.setattr(type(finder), "__call__", lambda s, x, *a: (detected.append(len(x)), look(s, x, *a))[1])
+    monkeypatch.setattr(type(recogniser), "embed_faces", lambda s, x, f: (embedded.append(1), embed(s, x, f))[1])
+    given = {**defaults(type(node)), "model": model}
+    for candidate in (member, member * 0.9):
+        node.score(reference=portrait, candidate=candidate, **given)
+    assert len(detected) == 3 and len(embedded) == 3  # both, then the candidate alone
+    node.score(reference=portrait * 0.9, candidate=member, **given)
+    assert len(detected) == 5 and len(embedded) == 5

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from idcodeformer.files.writing import to_levels
 
 from ..config import DegradationConfig
-from ..metrics import to_8bit
 from .evalset import EvalSet
 from .subjects import Subject, bound_to
 
@@ -42,7 +42,7 @@ def make_sheet(
     for here, truth, degraded in faces.batches(degradation, seed, 1, rows):
         makers = [bound_to(s, here.tolist()) for s in subjects]
         made = [image for maker in makers for image in maker.make(truth.to(device), degraded.to(device))]
-        images.append([_bytes(image[0]) for image in made])
+        images.append([to_levels(image[0]) for image in made])
     captions = [
         ["\n".join(f"{j}: {by_row[label][r]:.2f}" for j, by_row in sims.items() if label in by_row) for label in labels]
         for r in rows
@@ -50,15 +50,13 @@ def make_sheet(
     return Sheet(name, title, [faces.name(r) for r in rows], labels, images, captions)
 
 
-def _bytes(image: Tensor) -> np.ndarray:
-    return to_8bit(image).mul(255).byte().permute(1, 2, 0).cpu().numpy()
-
-
 def draw(sheet: Sheet) -> Any:
     """The sheet as a PIL image."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font, small = ImageFont.load_default(12), ImageFont.load_default(11)
+    from idcodeformer.files.drawing import font
+
+    large, small = font(12), font(11)
     side = max(CELL, min(512, sheet.images[0][0].shape[0]))
     lines = max(c.count("\n") + 1 for row in sheet.captions for c in row)
     step_x, step_y, top, gap = side + 6, side + lines * LINE + 10, 64, 8
@@ -67,7 +65,7 @@ def draw(sheet: Sheet) -> Any:
     height = top + step_y * -(-len(sheet.images) // blocks)
     canvas = Image.new("RGB", (gap + block * blocks, height), "white")
     pen = ImageDraw.Draw(canvas)
-    pen.text((gap, 8), sheet.title, fill="black", font=font)
+    pen.text((gap, 8), sheet.title, fill="black", font=large)
     for b in range(blocks):
         for c, label in enumerate(sheet.columns):
             place = (gap + b * block + c * step_x, 30)

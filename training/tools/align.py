@@ -189,7 +189,8 @@ def _align_batch(
     if not frames:
         return
     # Everything found is judged here, so that a face is dropped with its reason and not in silence.
-    faces = detector(list(frames.values()), DetectOptions(confidence=min(0.5, options.confidence), min_eye_distance=0))
+    everything = DetectOptions(confidence=min(0.5, options.confidence), min_eye_distance=0, doubtful=True)
+    faces = detector(list(frames.values()), everything)
     for (name, frame), found in zip(frames.items(), faces, strict=True):
         yield _align_picture(out, name, names[name], frame, found, options, taken)
 
@@ -230,7 +231,13 @@ def _align_picture(
 
 def _general(reason: str) -> str:
     """A reason without the numbers of the single face, so that reasons can be counted."""
-    for start, general in (("score", "score below the confidence"), ("eyes", "eyes too close together")):
+    known = (
+        ("score", "score below the confidence"),
+        ("eyes", "eyes too close together"),
+        ("no face is seen", "no face when looked at closely"),
+        ("its landmarks do not lie", "landmarks unlike a face"),
+    )
+    for start, general in known:
         if reason.startswith(start):
             return general
     return reason

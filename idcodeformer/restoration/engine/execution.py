@@ -20,6 +20,7 @@ from ...errors import BadOption
 from ...networks.codeformer import CodeFormer, CodeState, FuseBlock, adain_codes
 from ...runtime.device import cuda_tf32, resolve_device
 from ...runtime.winograd import winograd_available
+from .graphs import Function, Graphs, Recorder
 from .plane_blocks import PlaneRunFuse, compile_planes
 from .planes import Bench, PlaneMap
 from .strip_blocks import Map, RunFuse, compile_blocks
@@ -231,6 +232,8 @@ class ModuleEngine(Engine):
     Weights are shared with the network where device and dtype agree; generator and fusion get copies below fp32.
     ``in_place`` there is no copy at all: see ``accelerate``.
     ``tf32`` lets CUDA round the encoder's factors to 10 bits, torch's default. Here it is off: codes would change.
+    ``recorder`` turns CUDA graphs on, see ``graphs.py``: for callers that come with the same batch sizes again and
+    again, one thread at a time.
     """
 
     def __init__(
@@ -240,17 +243,21 @@ class ModuleEngine(Engine):
         precision: Precision,
         tf32: bool = False,
         in_place: bool = False,
+        recorder: Recorder | None = None,
     ):
         super().__init__(network, device, precision)
         self.tf32 = tf32
-        if in_place:
-            self._network = mixed(network, precision).eval().requires_grad_(False)
-            return
-        with torch.device("meta"):
-            self._network = CodeFormer(network.config)
-        state = {name: self._placed(name, tensor) for name, tensor in network.state_dict().items()}
-        self._network.load_state_dict(state, assign=True)
+        self._sides = [side for side in network.encoder.taps if side in network.config.connect_list]
+        self._network = mixed(network, precision) if in_place else self._copy(network)
         self._network.eval().requires_grad_(False)
+        self._graphs = None if recorder is None else Graphs(recorder, self._network)
+
+    def _copy(self, network: CodeFormer) -> CodeFormer:
+        with torch.device("meta"):
+            copied = CodeFormer(network.config)
+        state = {name: self._placed(name, tensor) for name, tensor in network.state_dict().items()}
+        copied.load_state_dict(state, assign=True)
+        return copied
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
         if not name.startswith(("generator.", "fuse_convs_dict.")) or self.dtype == torch.float32:
@@ -262,15 +269,41 @@ class ModuleEngine(Engine):
     def encode(self, x: Tensor) -> CodeState:
         x = x.to(self.device, torch.float32, memory_format=torch.channels_last)
         with cuda_tf32(self.tf32):
-            return self._network.encode(x)
+            logits, quant, lq_feat, *features = self._call(("encode", self.tf32), self._encode, [x])
+        return CodeState(logits, quant, lq_feat, dict(zip(self._sides, features)))
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        state = self._network.encode(x)
+        return state.logits, state.quant, state.lq_feat, *(state.features[side] for side in self._sides)
 
     @torch.inference_mode()
     def decode(self, state: CodeState, w: float | Tensor = 0.5, adain: bool = False) -> Tensor:
-        codes = adain_codes(state) if adain else state.quant
-        features = {s: self._cast(f) for s, f in state.features.items()} if isinstance(w, Tensor) or w > 0 else {}
-        weight = w.to(self.device, self.dtype) if isinstance(w, Tensor) else w
-        cast = CodeState(state.logits, self._cast(codes), state.lq_feat, features)
-        return self._network.decode(cast, weight).float()
+        fuse = isinstance(w, Tensor) or w > 0
+        features = [state.features[side] for side in self._sides] if fuse else []
+        if self._graphs is not None and not isinstance(w, Tensor):  # a number would be part of the recording
+            w = torch.full((len(state.quant),), w, device=self.device)
+        weight = [w.to(self.device, self.dtype)] if isinstance(w, Tensor) and fuse else []
+
+        def run(quant: Tensor, lq_feat: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            codes = adain_codes(CodeState(quant, quant, lq_feat, {})) if adain else quant
+            cast = {side: self._cast(f) for side, f in zip(self._sides, rest[len(weight) :])}
+            fidelity = rest[0] if weight else w if fuse else 0.0
+            return (self._network.decode(CodeState(quant, self._cast(codes), lq_feat, cast), fidelity).float(),)
+
+        quant, lq_feat = (t.to(self.device) for t in (state.quant, state.lq_feat))
+        return self._call(("decode", fuse, adain), run, [quant, lq_feat, *weight, *features])[0]
+
+    def _call(self, name: tuple, function: Function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        return function(*inputs) if self._graphs is None else self._graphs(name, function, inputs)
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """The recordings, where this engine makes any."""
+        return self._graphs
+
+    def release(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype, memory_format=torch.channels_last)

@@ -1,0 +1,111 @@
+"""What ``restore`` adds for clips: their options, which inputs are clips, and what is told of them."""
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadOption
+from ..files.finding import CLIPS
+
+if TYPE_CHECKING:
+    from ..batch import RestoreJob
+    from ..video.job import ClipOutcome, ClipSettings, VideoJob
+
+CODECS = ("h264", "h265", "av1", "ffv1", "prores")
+
+
+def add_clip_options(sub: argparse.ArgumentParser) -> None:
+    clips = sub.add_argument_group("clips (mp4, mov, mkv, webm, avi, ...; gif with --codec)")
+    clips.add_argument("--codec", choices=CODECS, help="default the clip's own, or h264")
+    clips.add_argument("--crf", type=float, metavar="N", help="quality, lower is better; default 16 for h264, 18 for "
+                       "h265, 22 for av1")
+    clips.add_argument("--range", metavar="START:END", help="seconds; either may be left out")
+    clips.add_argument("--steadiness", type=float, default=1.0, metavar="0..1",
+                       help="how far flicker is damped; 0 restores frame by frame; default 1")
+    clips.add_argument("--sequence", type=Fraction, metavar="FPS",
+                       help="folders that are named are the frames of one clip each, at so many frames a second")
+
+
+def settings_of(args: argparse.Namespace) -> ClipSettings:
+    """Raises BadOption."""
+    from ..video.job import ClipSettings
+    from ..video.reading import parse_range
+
+    if not 0 <= args.steadiness <= 1:
+        raise BadOption(f"--steadiness is {args.steadiness:g}; it must lie between 0 and 1.")
+    if args.sequence is not None and not 0 < args.sequence <= 1000:
+        raise BadOption(f"--sequence is {float(args.sequence):g}; give the frames a second, such as 25 or 30000/1001.")
+    span = None if args.range is None else parse_range(args.range)
+    return ClipSettings(args.codec, args.crf, span, args.steadiness, args.sequence)
+
+
+def is_clip(path: Path, args: argparse.Namespace) -> bool:
+    """Whether ``path`` goes to the clips. A GIF is a picture unless a codec is named."""
+    ending = path.suffix.lower()
+    return ending in CLIPS or path.is_dir() or (ending == ".gif" and args.codec is not None)
+
+
+def sequences(args: argparse.Namespace, named: list[str]) -> list[tuple[Path, Path]]:
+    """(folder, name of its result) of the folders that are the frames of a clip."""
+    if args.sequence is None:
+        return []
+    return [(Path(path), Path(f"{Path(path).resolve().name}.clip")) for path in named if Path(path).is_dir()]
+
+
+def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
+    """For the clips of a run, with the networks of its pictures. Raises BadOption, MissingPackage."""
+    from ..video.job import VideoJob
+    from ..video.library import pyav
+
+    pyav()
+    if args.aligned:
+        raise BadOption("--aligned is for crops of one face; leave it out for clips.")
+    for name, value in (("--guide", args.guide), ("--target-identity", args.target_identity)):
+        if value:
+            raise BadOption(f"{name} is for pictures, frame by frame it would flicker; leave it out for clips.")
+    assert job.pipeline is not None
+    references = job.references[0] if isinstance(job.references, list) else job.references
+    return VideoJob(job.pipeline, job.settings, settings_of(args), references, job.upscaler, job.model, job.failed)
+
+
+def progress_of(bar: Any, number: int) -> Callable[[int, int, str], None]:
+    """Frames a second and the time that remains, for one clip."""
+    started: dict[str, tuple[float, int]] = {}
+
+    def progress(done: int, total: int, what: str) -> None:
+        begin, first = started.setdefault(what, (time.monotonic(), done))
+        rate = (done - first) / max(1e-6, time.monotonic() - begin)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total > done else ""
+        bar.set_postfix_str(f"{what} {done}/{total} {rate:.1f} frames/s{left}", refresh=False)
+        share = 0.3 * done / max(1, total) if what == "detecting" else 0.3 + 0.65 * done / max(1, total)
+        bar.update(number + min(share, 0.95) - bar.n)
+
+    return progress
+
+
+def describe(outcome: ClipOutcome) -> str:
+    """One line a person reads."""
+    if outcome.status == "kept":
+        return f"{outcome.input} -> {outcome.output}: kept, the result was there"
+    if outcome.error:
+        return f"{outcome.input}: {outcome.status}: {outcome.error}"
+    kept = [track for track in outcome.tracks if track["kept"]]
+    people = len({track["person"] for track in kept})
+    told = [f"{outcome.frames} frames"]
+    told.append(f"{_many(people, 'face')} restored in {_many(len(kept), 'track')}" if kept else "no face found")
+    if len(outcome.tracks) > len(kept):
+        told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped")
+    scores = [face["id_sim_input"] for face in outcome.faces if face["id_sim_input"] is not None]
+    if scores:
+        told.append(f"ID-Sim to the input {sum(scores) / len(scores):.2f}")
+    told += outcome.notes
+    rate = outcome.frames / max(outcome.seconds, 1e-3)
+    return f"{outcome.input} -> {outcome.output}: {'; '.join(told)}; {outcome.seconds:.1f} s, {rate:.1f} frames/s"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -1,0 +1,1 @@
+"""The part of ComfyUI's comfy_api that the pack uses."""

@@ -1,0 +1,120 @@
+"""Faces larger than the network are not softened in silence."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from idcodeformer.batch import RestoreJob, RestoreSettings
+from idcodeformer.errors import BadOption
+from idcodeformer.files.reading import Picture, read
+from idcodeformer.geometry.templates import ffhq_template
+from idcodeformer.pipeline import FacePipeline
+from idcodeformer.restoration.large import SHARP, fine_detail, judge_large
+from idcodeformer.types import Face, Restoration, RestoreOptions
+
+SIDE = 480  # px of a face in the pictures: 3.75 picture px per crop px of a 128-px network
+
+
+class Soften:
+    """A 128-px restorer that is seen in the broad colours too: it blurs and brightens."""
+
+    size = 128
+
+    def __call__(self, pixels: Tensor, options=None, progress=None) -> Tensor:
+        return (F.avg_pool2d(F.pad(pixels, (3, 3, 3, 3), mode="replicate"), 7, 1) + 0.1).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def sharp(photos: Path) -> Tensor:
+    return read(photos / "portrait.jpg").frames
+
+
+def resized(image: Tensor, side: int) -> Tensor:
+    return F.interpolate(image, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def blurred(image: Tensor, times: int) -> Tensor:
+    return resized(resized(image, image.shape[-1] // times), image.shape[-1])
+
+
+def restored(image: Tensor, mode: str, side: float = SIDE) -> Restoration:
+    middle = (image.shape[-1] - 1) / 2
+    points = torch.tensor((ffhq_template(512) - 255.5) * side / 512 + middle).float()
+    face = Face(torch.tensor([middle - 90, middle - 90, middle + 90, middle + 90]), 0.9, points)
+    options = RestoreOptions(large_faces=mode, colour="off")
+    return FacePipeline(Soften())(image, options, faces=[(face,)])
+
+
+def fine(image: Tensor) -> float:
+    """rms of what no 128-px crop of these faces holds, in the middle of the picture."""
+    lost = image - resized(resized(image[None], image.shape[-1] * 128 // SIDE), image.shape[-1])[0]
+    return float(lost[:, 200:400, 200:400].square().mean().sqrt())
+
+
+def test_detail_is_seen_through_noise(sharp: Tensor) -> None:
+    crops = torch.cat([resized(blurred(sharp, times), 128) for times in (1, 2, 12, 24)])
+    clean = fine_detail(crops)
+    assert clean[0] > 1.5 * SHARP and clean[2] < SHARP and (clean[:-1] > clean[1:]).all()
+    noise = torch.randn(4, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * 10 / 255
+    noisy = fine_detail(crops * 0.8 + 0.1 + noise) / torch.tensor([0.8, 0.8, 1, 1])
+    assert noisy[0] > SHARP > noisy[2] and noisy[3] < SHARP  # taken for detail the noise, of 0.039, would decide
+    torch.testing.assert_close(noisy[:2], clean[:2], atol=0.004, rtol=0)
+
+
+def test_a_sharp_large_face_stays_and_the_report_names_the_file(sharp: Tensor) -> None:
+    result = restored(sharp, "auto")
+    assert torch.equal(result.images[0], sharp[0]) and not result.masks[0].any() and not len(result.crops_out)
+    (line,) = result.report
+    assert line.status == "skipped" and line.crop is None and line.id_sim_input is None
+    assert "480 px" in line.reason and "128 px" in line.reason
+    assert "codeformer.pth" in line.reason and "facerestore_models" in line.reason
+
+
+def test_a_blurred_large_face_is_restored_unless_all_are_left(sharp: Tensor) -> None:
+    image = blurred(sharp, 12)
+    assert restored(image, "auto").report[0].status == "restored"
+    assert restored(image, "skip").report[0].status == "skipped"
+    assert torch.equal(restored(image, "skip").images[0], image[0])
+
+
+def test_faces_of_the_networks_size_are_restored_whatever_is_asked(sharp: Tensor) -> None:
+    for mode in ("auto", "keep", "skip"):
+        (line,) = restored(resized(sharp, 200), mode, side=160).report
+        assert (line.status, line.reason) == ("restored", "")
+
+
+def test_keep_changes_the_broad_band_and_leaves_the_detail(sharp: Tensor) -> None:
+    replaced, kept = restored(sharp, "restore").images[0], restored(sharp, "keep")
+    assert kept.report[0].status == "restored" and "under its own detail" in kept.report[0].reason
+    assert fine(replaced) < 0.3 * fine(sharp[0]) and fine(kept.images[0]) > 0.9 * fine(sharp[0])
+    middle = (slice(None), slice(200, 400), slice(200, 400))
+    shift = (kept.images[0] - sharp[0])[middle].mean()
+    assert abs(float(shift) - 0.1) < 0.02  # what the restorer did in the broad band is there
+
+
+def test_limits_go_by_the_network(sharp: Tensor) -> None:
+    crop = resized(sharp, 128)
+    told = judge_large(crop.expand(3, -1, -1, -1), [1.4, 1.6, 9.0], RestoreOptions(large_faces="skip"))
+    assert [face is not None for face in told] == [False, True, True]
+    larger = judge_large(resized(sharp, 512), [2.0], RestoreOptions(large_faces="auto"))
+    assert larger[0] is not None and "codeformer.pth" not in larger[0].reason  # the user has a 512-px network
+    with pytest.raises(BadOption, match="auto, restore, keep, skip"):
+        RestoreOptions(large_faces="soften")
+
+
+@pytest.mark.parametrize(("mode", "status"), [("auto", "skipped"), ("keep", "restored"), ("restore", "restored")])
+def test_aligned_pictures_are_judged_too(sharp: Tensor, mode: str, status: str) -> None:
+    options = RestoreOptions(large_faces=mode, colour="off")
+    done = RestoreJob(RestoreSettings(options, aligned=True), FacePipeline(Soften())).restore(Picture(sharp))
+    assert done.faces[0].status == status and done.status == {"skipped": "no face"}.get(status, status)
+    side = 128 if mode == "restore" else 600
+    assert done.picture.frames.shape == (1, 3, side, side)
+    if mode == "auto":
+        assert torch.equal(done.picture.frames, sharp)
+    if mode == "keep":
+        assert fine(done.picture.frames[0]) > 0.9 * fine(sharp[0])
+        assert abs(float((done.picture.frames - sharp)[..., 200:400, 200:400].mean()) - 0.1) < 0.02
