@@ -113,7 +113,7 @@ class RestoreOptions:
     upscale: float = 1.0  # output px per input px
     strength: float = 1.0  # 0..1, blend of the restored face with what was there
     face_upsample: bool = False  # enlarge restored faces with the background upscaler before pasting
-    border: Border = "reflect"  # what a crop sees outside the picture: its mirror image; "constant": grey, the reference
+    border: Border = "reflect"  # beyond the picture a crop sees its mirror image; "constant": grey, the reference
     gray: GrayMode = "auto"
     parse_classes: tuple[int, ...] | None = None  # ParseNet classes that are pasted; None = the reference's choice
     batch_size: int = 0  # faces per forward; 0 = by free memory

@@ -58,7 +58,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     files.add_argument("--format", choices=("png", "jpg", "webp"), default=None,
                        help="of the results; default png, and an animation keeps its own")
     files.add_argument("--suffix", default="", help="added to the names of the results")
-    files.add_argument("--save-crops", action="store_true", help="also write faces; of clips each person's sharpest frames")
+    files.add_argument("--save-crops", action="store_true",
+                       help="also write faces; of clips each person's sharpest frames")
     files.add_argument("--compare", action="store_true", help="also write a before/after sheet per picture")
     files.add_argument("--json", metavar="FILE", help="write a report of every face; - for standard output")
     look = sub.add_argument_group("restoring")
