@@ -70,7 +70,8 @@ class FaceParser:
         """[N,19,size,size] class scores at the working size for crops [N,3,size,size] in [0,1]."""
         weight = next(self.network.parameters())
         with self._fast:
-            return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
+            scores = self.network((pixels * 2 - 1).to(self.device, weight.dtype))
+        return (scores[0] if isinstance(scores, (tuple, list)) else scores).float()  # ParseNet returns a picture too
 
     def _labels(self, pixels: Tensor) -> Tensor:
         logits = self.logits(_resize(pixels.float(), (self.size, self.size)))
