@@ -181,6 +181,13 @@ def locate(kind: str, name: str) -> Path:
         raise MissingWeights(_missing(name, spec, folders[0])) from error
 
 
+def parser_file() -> Path:
+    """ParseNet's file where it is there, else the built-in parser's."""
+    from ..idcodeformer.compositing.parsing import find_parser
+
+    return find_parser(search_folders("parser"))
+
+
 def _missing(name: str, spec: Kind, folder: Path) -> str:
     """Which file, where it comes from where that is known, and where it belongs."""
     from ..idcodeformer.weights.registry import by_file
@@ -209,7 +216,10 @@ def fingerprint_of(kind: str, name: str | None) -> str:
         path = locate(kind, name) if name else None
     except IDCodeFormerError:
         path = None
-    if path is None:
-        return f"{name}: not there"
+    return f"{name}: not there" if path is None else fingerprint(path)
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file does."""
     stat = path.stat()
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"

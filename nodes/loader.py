@@ -5,7 +5,7 @@ from typing import Any
 
 from ..idcodeformer.errors import BadOption
 from . import folders, host
-from .managed import NO_RECOGNISER, PARSENET_FILE, IDCodeFormerModel, allowed
+from .managed import NO_RECOGNISER, IDCodeFormerModel, allowed
 
 
 class Precisions(list):
@@ -78,8 +78,8 @@ class LoadIDCodeFormer:
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, recogniser: str | None = None, **_: Any) -> str:
-        named = (("restorer", model_name), ("recogniser", recogniser), ("parser", PARSENET_FILE))
-        return "\n".join(folders.fingerprint_of(kind, name) for kind, name in named)
+        named = [folders.fingerprint_of("restorer", model_name), folders.fingerprint_of("recogniser", recogniser)]
+        return "\n".join([*named, folders.fingerprint(folders.parser_file())])
 
     def load(self, model_name: str, precision: str, recogniser: str) -> dict[str, Any]:
         with host.packages():

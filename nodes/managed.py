@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 import torch
 from torch import nn
 
-from ..idcodeformer.errors import BadOption, MissingWeights
+from ..idcodeformer.errors import BadOption
 from . import folders, host
 from .held import Held, HeldStates
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _HEADROOM = 256 << 20  # bytes asked for beside the weights: what detector, recogniser and parser need at most
 NO_RECOGNISER = "none"
-PARSENET_FILE = "parsing_parsenet.pth"
 
 
 class _Shelf(nn.Module):
@@ -155,24 +154,14 @@ class IDCodeFormerModel:
 
         return bytes_per_face(self.config) * max(1, faces)
 
-    def parser(self, required: bool) -> Part | None:
-        """ParseNet where its file is there; else None, or MissingWeights (file, URL, folder) if ``required``."""
+    def parser(self) -> Part:
+        """ParseNet where its file is there, else the built-in parser."""
         from ..idcodeformer.weights.loading import build
 
         if self._parser is None:
-            try:
-                network = build(folders.locate("parser", PARSENET_FILE), "parsenet")
-            except MissingWeights:
-                if required:
-                    raise
-                return None
+            network = build(folders.parser_file(), "parser")
             self._parser = Part(network, lambda: _parser(network))
         return self._parser
-
-    @property
-    def has_parser(self) -> bool:
-        """Whether ParseNet was found when it was last needed."""
-        return self._parser is not None
 
     def judge_of(self, people: LinkedPeople) -> str:
         """The name of the recogniser that scores likeness to ``people``: the model's where it can."""

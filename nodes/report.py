@@ -34,8 +34,6 @@ def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str
         lines.append("aligned: upscale_factor and face_upsample do nothing, the network's size comes out")
     if asked.people is not None:
         lines.append(_who_judges(model, asked))
-    if asked.paste_classes == "automatic" and restored and not model.has_parser and not asked.aligned:
-        lines.append("pasted with a soft square: parsing_parsenet.pth is not in models/facedetection")
     if not done.found and (not len(frames) or len(done.masked) < len(frames)):
         lines.append("no face was found")
     left_out = given.left_out if given is not None else []

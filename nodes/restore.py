@@ -8,7 +8,7 @@ from torch import Tensor
 from ..idcodeformer.errors import BadImage
 from ..idcodeformer.types import RestoreOptions
 from . import convert, folders, report
-from .managed import BUILT_IN_DETECTOR, PARSENET_FILE, IDCodeFormerModel, Kept, model_of
+from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, model_of
 from .people import people_of
 from .restoring import AUTOMATIC, SQUARE, Request, restored
 from .video import PICTURES, VIDEO
@@ -72,9 +72,8 @@ class RestoreFaces:
                 "paste_classes": (
                     list(PASTE_CLASSES),
                     {"default": "automatic",
-                     "tooltip": "Which part of the restored square is put back. automatic: face and hair where "
-                     "ParseNet's file is in models/facedetection, else the whole square with soft edges. The others "
-                     "but the last need ParseNet."},
+                     "tooltip": "Which part of the restored square is put back. automatic: face and hair. "
+                     "The built-in parser finds the parts, or ParseNet where its file is in models/facedetection."},
                 ),
                 "colour_match": (
                     "BOOLEAN",
@@ -180,11 +179,9 @@ class RestoreFaces:
 
     @classmethod
     def VALIDATE_INPUTS(cls, paste_classes: Any = None) -> bool | str:
-        if paste_classes in (None, PASTE_CLASSES[0], SQUARE):
+        if paste_classes is None or paste_classes in PASTE_CLASSES:
             return True
-        if paste_classes not in PASTE_CLASSES:
-            return f"'{paste_classes}' is none of {', '.join(PASTE_CLASSES)}."
-        return folders.problem_with("parser", PARSENET_FILE) or True
+        return f"'{paste_classes}' is none of {', '.join(PASTE_CLASSES)}."
 
     @classmethod
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:

@@ -98,7 +98,7 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     if found is None or asked.reference is not None:
         detector = model.detector() if name == BUILT_IN_DETECTOR else kept.detector(name)
     square = asked.paste_classes == SQUARE or asked.aligned
-    parser = None if square else model.parser(required=asked.paste_classes != AUTOMATIC)
+    parser = None if square else model.parser()
     guide = None if people is None else people.part
     load_together([model.restorer, detector, model.recogniser, parser, guide], model.memory(_FACES_AT_ONCE))
     progress = StagedProgress(host.Progress(100))

@@ -127,7 +127,7 @@ def _pipeline(model: IDCodeFormerModel) -> FacePipeline:
     """The parts of ``model`` in place; without ParseNet's file the whole square is put back with soft edges."""
     from ..idcodeformer.pipeline import FacePipeline
 
-    parts = [model.restorer, model.detector(), model.recogniser, model.parser(required=False)]
+    parts = [model.restorer, model.detector(), model.recogniser, model.parser()]
     load_together(parts, model.memory(_FACES_AT_ONCE))
     _, *tools = (None if part is None else part.ready() for part in parts)
     return FacePipeline(_bare(model), *tools)

@@ -27,6 +27,7 @@ from ..idcodeformer import (
     load_recogniser,
     load_restorer,
 )
+from ..idcodeformer.compositing.parsing import find_parser
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
 from ..idcodeformer.files.reading import read
 from ..idcodeformer.guidance.optimise import GuidanceOptions
@@ -38,7 +39,7 @@ from ..idcodeformer.weights.store import find
 __all__ = [
     "BadImage", "BadOption", "CorruptWeights", "Embeddings", "FacePipeline", "FaceReport", "IDCodeFormerError",
     "MissingWeights", "OutOfMemory", "Restoration", "UnsupportedWeights", "Wishes", "by_largest", "embed_person",
-    "faces_of", "find", "load", "memory_needed", "moved", "read_photo", "restore", "similarities",
+    "faces_of", "find", "find_parser", "load", "memory_needed", "moved", "read_photo", "restore", "similarities",
 ]  # fmt: skip
 
 _FACES_AT_ONCE = 4  # what memory is asked for; the core then takes as many as fit

@@ -98,11 +98,8 @@ def locate(kind: str, name: str) -> Path:
     return find(name, kind, where)
 
 
-def parser_file() -> Path | None:
-    """ParseNet's file where the host, or a download, has put it."""
-    from .core import MissingWeights
+def parser_file() -> Path:
+    """ParseNet's file where the host, or a download, has put it, else the built-in parser's."""
+    from .core import find_parser
 
-    try:
-        return locate("parser", "parsenet")
-    except MissingWeights:
-        return None
+    return find_parser(folders("parser"))

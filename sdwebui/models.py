@@ -45,12 +45,11 @@ class Models:
 
         restorer = self.part("restorer", choice.restorer)
         host.make_room(core.memory_needed(restorer), restorer.device)
-        parser = files.parser_file()
         return core.FacePipeline(
             restorer,
             self.part("detector", choice.detector),
             None if choice.recogniser == files.NONE else self.part("recogniser", choice.recogniser),
-            None if parser is None else self._get("parser", parser),
+            self._get("parser", files.parser_file()),
         )
 
     def part(self, kind: str, name: str) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from idcodeformer.compositing.parsing import (
     CLASSES,
@@ -18,10 +19,17 @@ from idcodeformer.compositing.parsing import (
     REFERENCE_CLASSES_WITHOUT_HAIR,
     FaceParser,
     blur,
+    find_parser,
     load_parser,
     soft_mask,
 )
+from idcodeformer.detection import load_detector
 from idcodeformer.errors import BadImage, BadOption, MissingWeights, OutOfMemory
+from idcodeformer.files.reading import read
+from idcodeformer.geometry.alignment import align
+from idcodeformer.geometry.templates import ffhq_template
+from idcodeformer.networks.mini_parser import MiniParser, MiniParserConfig
+from idcodeformer.weights.loading import build
 
 
 class Bands(nn.Module):
@@ -122,7 +130,54 @@ def test_tiny_masks_are_finite(side: int) -> None:
 
 def test_missing_weights_name_file_and_url() -> None:
     with pytest.raises(MissingWeights, match=r"parsing_parsenet.pth.*https://"):
-        load_parser(device="cpu")
+        load_parser("parsenet", "cpu")
+
+
+def test_the_published_parser_is_taken_where_it_is(tmp_path) -> None:
+    built_in = find_parser([tmp_path])
+    assert built_in.name == "mini_parser.safetensors" and built_in.is_file()
+    (tmp_path / "parsing_parsenet.pth").write_bytes(b"x")
+    assert find_parser([tmp_path]) == tmp_path / "parsing_parsenet.pth"
+
+
+def test_the_built_in_parser_knows_a_face(photos) -> None:
+    """The sitter of the portrait that comes with the package: parts where the landmarks are, hair above, no face in the
+    corners, at the crop's own size and at others."""
+    image = read(photos / "portrait.jpg").frames
+    (faces,) = load_detector("retinaface_mobile0.25", "cpu")(list(image))
+    crops = align(list(image), [faces[:1]], 512)
+    parser = load_parser("mini_parser", "cpu")
+    labels = parser(crops.pixels)[0]
+    assert parser.size == 160 and labels.shape == (512, 512)
+    left, right, nose, *_ = ffhq_template(512).round().astype(int).tolist()  # as seen; the labels name the person's own
+    assert CLASSES[labels[left[1], left[0]]] == "right_eye" and CLASSES[labels[right[1], right[0]]] == "left_eye"
+    assert CLASSES[labels[nose[1], nose[0]]] == "nose"
+    shares = torch.bincount(labels.flatten().long(), minlength=len(CLASSES)) / labels.numel()
+    assert 0.15 < shares[CLASSES.index("skin")] < 0.5 and shares[HAIR] > 0.02
+    small = parser(F.interpolate(crops.pixels, (200, 200), mode="bilinear", antialias=True))
+    large = F.interpolate(labels[None, None].float(), (200, 200), mode="nearest-exact")[0].to(torch.uint8)
+    assert (small == large).float().mean() > 0.95
+
+
+def test_the_mini_parser_is_told_by_its_tensors() -> None:
+    config = MiniParserConfig((8, 16), (1, 2), 19, 64)
+    net = build(MiniParser(config).state_dict(), "parser")
+    assert (net.config.widths, net.config.blocks, net.config.classes) == ((8, 16), (1, 2), 19)
+    assert net(torch.zeros(1, 3, 32, 48)).shape == (1, 19, 32, 48)
+    x = torch.rand(2, 3, 64, 64)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+    before = net(x)
+    FaceParser(net, "cpu")
+    FaceParser(net, "cpu")  # folded once
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert torch.allclose(net(x), before, atol=1e-4)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        net(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(ValueError, match="differ in length"):
+        MiniParserConfig((8, 16), (1,))
 
 
 @pytest.mark.parity

@@ -9,7 +9,8 @@ from typing import Sequence
 
 from idcodeformer.errors import IDCodeFormerError
 
-COMMANDS = ("evaluation.evaluate", "tools.align", "tools.export", "tools.replay")  # each has add_parser(commands)
+# each has add_parser(commands)
+COMMANDS = ("evaluation.evaluate", "evaluation.parsing", "tools.align", "tools.export", "tools.replay")
 EXTRAS = ("omegaconf", "yaml", "lightning_fabric", "tensorboard", "tqdm", "matplotlib", "cv2")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .checkpoint import SCORE, check_same, read_checkpoint, write_checkpoint
 from .config import ConfigError, TrainConfig, save_yaml, to_dict
-from .data.dataset import PairDataset, PositionBatches, make_loader, to_unit
+from .data.dataset import PositionBatches, make_loader, to_unit
 from .errors import NotFinite
 from .fingerprints import digests
 from .launch import StopSignal, make_fabric, precision_notice
@@ -20,7 +20,7 @@ from .processes import average_buffers, gathered, total
 from .runlog import RunLog, sample_grid
 from .stages import FROZEN, Stage, build_stage
 from .stages.losses import hinge_discriminator
-from .validation import restore_samples, validate, validation_set
+from .validation import restore_samples, training_data, validate, validation_set
 from .weights import move, split
 
 __all__ = ["EMA", "NotFinite", "Trainer", "learning_rate"]
@@ -36,8 +36,7 @@ class Trainer:
         if fabric is None:
             self.fabric.launch()
         torch.manual_seed(config.seed)  # the same start on every process
-        others = bool(config.loss.identity and config.loss.identity_other)
-        self.data = PairDataset(config.data, config.degradation, config.seed, others=others)
+        self.data = training_data(config)
         self.data.check()
         self.stage: Stage = build_stage(config, len(self.data.labels))
         self.sources = digests(config, self.data.entries)

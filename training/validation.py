@@ -7,14 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
-from .data.dataset import DataConfig, fixed_set
+from .data.dataset import DataConfig, PairDataset, fixed_set
+from .data.parsing import ParsingDataset, held_out, parsing_data
 from .stages import Stage
 
 CHUNK = 16  # images at a time
 
 
+def training_data(config: TrainConfig) -> PairDataset | ParsingDataset:
+    """What the run's stage learns from."""
+    if config.stage == "parser":
+        return parsing_data(config)
+    others = bool(config.loss.identity and config.loss.identity_other)
+    return PairDataset(config.data, config.degradation, config.seed, others=others)
+
+
 def validation_set(config: TrainConfig) -> dict[str, Any]:
     """The fixed images of a run: of ``val``, or of ``data`` where val names none."""
+    if config.stage == "parser":
+        return dict(held_out(config))
     source = config.val if config.val.roots or config.val.shards else config.data
     named = config.degradations.get(config.val_degradation, config.degradation)
     source = DataConfig(**{**vars(source), "size": config.data.size})

@@ -10,6 +10,7 @@ from ..files.reading import decode, read
 from ..types import Detector, Embeddings
 
 if TYPE_CHECKING:
+    from ..compositing.parsing import FaceParser
     from ..identity.people import People
     from ..identity.recogniser import IdentityRecogniser
     from ..pipeline import FacePipeline
@@ -28,8 +29,7 @@ def load_pipeline(settings: RestoreSettings) -> FacePipeline:
     photos = settings.references or (settings.people is not None and not Path(settings.people).is_file())
     detector = None if aligned and not photos else load_detector(models.detector, device)
     recogniser = load_scorer(models.recogniser, device)
-    needed = settings.options.parse_classes is not None
-    parser = None if aligned else load_face_parser(models.parser, device, needed)
+    parser = None if aligned else load_face_parser(models.parser, device)
     return FacePipeline(restorer, detector, recogniser, parser, load_guide(settings, recogniser))
 
 
@@ -126,17 +126,8 @@ def load_scorer(name: str, device: str | None) -> IdentityRecogniser | None:
     return None if name.lower() == "none" else load_recogniser(name, device)
 
 
-def load_face_parser(name: str, device: str | None, needed: bool):
-    """The parser; with "auto" it is optional, unless an option needs it."""
+def load_face_parser(name: str, device: str | None) -> FaceParser | None:
+    """The parser of ``name``, None for "none"."""
     from ..compositing.parsing import load_parser
 
-    if name.lower() == "none":
-        return None
-    if name != "auto":
-        return load_parser(name, device)
-    try:
-        return load_parser(device=device)
-    except MissingWeights:
-        if needed:
-            raise
-        return None
+    return None if name.lower() == "none" else load_parser(name, device)

@@ -21,7 +21,7 @@ class ModelChoice:
     restorer: str = ""  # "": codeformer where it has been downloaded, else the built-in mini_id_codeformer
     detector: str = "retinaface_mobile0.25"
     recogniser: str = "mini_recogniser"  # "none": nothing is scored
-    parser: str = "auto"  # "auto": ParseNet where it has been downloaded; "none": a soft square
+    parser: str = "auto"  # "auto": ParseNet where it has been downloaded, else mini_parser; "none": no labels
     guide: str = ""  # recogniser that guides; "": another one than scores where there is one, else the same
     upscaler: str = ""  # of the background; "" or "none": interpolation
     upscaler_tile: int = 400  # px; 0: whole pictures

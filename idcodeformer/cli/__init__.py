@@ -92,7 +92,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     models = sub.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="restorer: a name or a file; default codeformer where it has "
                         "been downloaded, else the built-in mini_id_codeformer")
-    models.add_argument("--parser", default="auto", help="face parser: name, file or none; default parsenet if there")
+    models.add_argument("--parser", default="auto", metavar="NAME",
+                        help="face parser: a name, a file or none; default parsenet if there, else mini_parser")
     models.add_argument("--batch-size", type=int, default=0, metavar="FACES", help="per forward; 0 = by free memory")
     models.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     _add_recogniser(models)

@@ -1,4 +1,7 @@
-"""Face parsing: which part of an aligned crop is skin, hair, hat ..., by facexlib's ParseNet where its weights are."""
+"""Face parsing: which part of an aligned crop is skin, hair, hat ...
+
+By facexlib's ParseNet where its file is, else by the built-in MiniParser.
+"""
 from __future__ import annotations
 
 import math
@@ -9,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import BadImage, BadOption
+from ..errors import BadImage, BadOption, MissingWeights
+from ..networks.mini_parser import MiniParser
 from ..runtime.device import resolve_device
 from ..runtime.memory import in_batches
 from ..runtime.winograd import fast_convolutions
 
 # ParseNet's labels in order (facexlib inference/inference_parsing_parsenet.py; BiSeNet's order is another one).
+# Left and right are the person's own.
 CLASSES = (
     "background", "skin", "nose", "glasses", "left_eye", "right_eye", "left_brow", "right_brow", "left_ear",
     "right_ear", "mouth", "upper_lip", "lower_lip", "hair", "hat", "earring", "necklace", "neck", "cloth",
@@ -23,20 +28,25 @@ HAIR = CLASSES.index("hair")
 REFERENCE_CLASSES = (*range(1, 14), 15)  # what the reference pastes: no background, hat, necklace, neck, cloth
 REFERENCE_CLASSES_WITHOUT_HAIR = tuple(label for label in REFERENCE_CLASSES if label != HAIR)
 
+BUILT_IN = "mini_parser"
+
 _FEATHER = 11 * math.sqrt(2)  # px at 512: the reference blurs twice with sigma 11, which is once with this
 _RADIUS = 100 / 512  # of the crop: the reach of the reference's two kernels of 101 px
 _EDGE = 10 / 512  # of the crop: the border where the reference's mask is zero
 
 
 class FaceParser:
-    """ParseNet behind one door: crops of any size in, labels of the same size out."""
+    """ParseNet or MiniParser behind one door: crops of any size in, labels of the same size out."""
 
-    def __init__(self, network: nn.Module, device: torch.device | str | None = None, size: int = 512) -> None:
-        """``size``: px the network works at. 512 is what it was trained for; 256 costs a quarter and is less exact."""
+    def __init__(self, network: nn.Module, device: torch.device | str | None = None, size: int | None = None) -> None:
+        """``size``: px the network works at, by default what it was trained for (ParseNet: 512; 256 costs a quarter and
+        is less exact)."""
+        size = getattr(getattr(network, "config", None), "size", 512) if size is None else size
         if size < 64 or size % 16:
             raise BadOption(f"The parsing size is {size}; choose a multiple of 16 from 64, such as 512 or 256.")
         self.device = resolve_device(device)
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        network = network.to(self.device).eval().requires_grad_(False)
+        self.network = network.fold() if isinstance(network, MiniParser) else network
         self.size = size
         self._fast = fast_convolutions(self.device)
 
@@ -60,7 +70,8 @@ class FaceParser:
         """[N,19,size,size] class scores at the working size for crops [N,3,size,size] in [0,1]."""
         weight = next(self.network.parameters())
         with self._fast:
-            return self.network((pixels * 2 - 1).to(self.device, weight.dtype))[0].float()
+            scores = self.network((pixels * 2 - 1).to(self.device, weight.dtype))
+        return (scores[0] if isinstance(scores, (tuple, list)) else scores).float()  # ParseNet returns a picture too
 
     def _labels(self, pixels: Tensor) -> Tensor:
         logits = self.logits(_resize(pixels.float(), (self.size, self.size)))
@@ -111,17 +122,28 @@ def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def load_parser(
-    name_or_path: str | Path = "parsenet",
+    name_or_path: str | Path = "auto",
     device: torch.device | str | None = None,
     folders: Sequence[str | Path] = (),
-    size: int = 512,
+    size: int | None = None,
 ) -> FaceParser:
-    """The parser by name ("parsenet") or by its weight file; ``size`` as in ``FaceParser``.
+    """The parser by name or by its weight file; ``size`` as in ``FaceParser``.
 
-    Raises MissingWeights (with file, URL and folder), UnsupportedWeights, CorruptWeights and NoDevice. Restoring works
-    without a parser: faces are then pasted with the soft square mask alone.
+    "auto" is ParseNet where its file is, else the built-in parser. Raises MissingWeights (with file, URL and folder),
+    UnsupportedWeights, CorruptWeights and NoDevice.
     """
     from ..weights.loading import build
     from ..weights.store import find
 
-    return FaceParser(build(find(name_or_path, "parsenet", folders), "parsenet"), device, size)
+    file = find_parser(folders) if name_or_path == "auto" else find(name_or_path, "parser", folders)
+    return FaceParser(build(file, "parser"), device, size)
+
+
+def find_parser(folders: Sequence[str | Path] = ()) -> Path:
+    """ParseNet's file where it is in ``folders`` or where downloads go, else the built-in parser's."""
+    from ..weights.store import find
+
+    try:
+        return find("parsenet", "parser", folders)
+    except MissingWeights:
+        return find(BUILT_IN, "parser")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CorruptWeights, UnsupportedWeights
 from ..networks import adaface, arcface, foreign, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
+from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
 from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from . import recovery
 from .reading import read_state, strip_prefix
@@ -28,7 +29,8 @@ class Architecture:
     """One network this package knows: how its tensors look, what its config is, how it is built."""
 
     name: str  # as written to the metadata of our files
-    kind: str  # what it is for: codeformer, face_network, vqgan, discriminator, retinaface, parsenet, recogniser
+    kind: str  # what it is for: codeformer, face_network, vqgan, discriminator, retinaface, parsenet, mini_parser,
+    # recogniser
     keys: tuple[str, ...]  # state-dict keys that it alone has together
     recover: Callable[[State], Any]
     construct: Callable[[Any], nn.Module]
@@ -87,6 +89,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "ParseNet", "parsenet", ("encoder.0.conv2d.weight", "out_mask_conv.conv2d.weight"),
         recovery.parsenet_config, _parsenet,
+    ),
+    Architecture(
+        "MiniParser", "mini_parser", ("down.0.0.0.weight", "context.squeeze.weight", "head.1.weight"),
+        mini_parser_config, MiniParser, MiniParserConfig.from_dict,
     ),
     Architecture(
         "IResNet", "recogniser", ("conv1.weight", "layer1.0.bn1.weight", "fc.weight", "features.weight"),

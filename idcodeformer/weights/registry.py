@@ -120,6 +120,11 @@ WEIGHTS: tuple[Weight, ...] = (
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,
         sha256="b23bd253f2c41b13494a8a1321c6c046b3d31d6bd73fe66d4399103149ac1251",
     ),
+    _embedded(
+        "mini_parser", "mini_parser", "research use", non_commercial=True, bytes=2_864_992,
+        sha256="426640c3e940c766a7d587b20bbd464899df163d775c3fb6f3b21e847d5c800e",
+        note="face parser at 160 px. Trained on CelebAMask-HQ, for non-commercial research.",
+    ),
     # The published restorer and its training stages.
     _codeformer(
         "codeformer", "codeformer", "codeformer.pth", 376_637_898,
@@ -236,7 +241,7 @@ _LARGEST_FACE = 1.5  # of networks of another side above 128 px; for smaller one
 GROUPS = {
     "restorer": ("codeformer", "face_network"),
     "detector": ("retinaface", "scrfd", "yunet"),
-    "parser": ("parsenet",),
+    "parser": ("parsenet", "mini_parser"),
 }
 OTHER_RUNTIMES = ("scrfd", "yunet")  # kinds that torch does not run
 

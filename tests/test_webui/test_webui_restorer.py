@@ -165,12 +165,12 @@ def test_models_are_loaded_once_and_the_old_one_goes(
     door.settings()
     for _ in range(2):
         door.restorer.restore(portrait)
-    assert sorted(loaded) == ["detector", "recogniser", "restorer"]
+    assert sorted(loaded) == ["detector", "parser", "recogniser", "restorer"]
     door.settings(model="mini_codeformer")
     door.restorer.restore(portrait)
-    assert sorted(loaded) == ["detector", "recogniser", "restorer", "restorer"]
+    assert sorted(loaded) == ["detector", "parser", "recogniser", "restorer", "restorer"]
     models = door.restorer._models
-    assert set(models._held) == {"detector", "recogniser", "restorer"}
+    assert set(models._held) == {"detector", "parser", "recogniser", "restorer"}
     door.callbacks.fire("script_unloaded")
     assert not models._held
 

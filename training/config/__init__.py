@@ -23,14 +23,15 @@ from .schema import (
     LossConfig,
     NetConfig,
     OptimConfig,
+    ParserConfig,
     RecogniserConfig,
     TrainConfig,
 )
 
 __all__ = [
     "STAGES", "CodebookConfig", "ConfigError", "DataConfig", "DegradationConfig", "FidelityConfig", "LossConfig",
-    "NetConfig", "OptimConfig", "RecogniserConfig", "TrainConfig", "check", "compose", "from_dict", "load_config",
-    "save_yaml", "to_dict",
+    "NetConfig", "OptimConfig", "ParserConfig", "RecogniserConfig", "TrainConfig", "check", "compose", "from_dict",
+    "load_config", "save_yaml", "to_dict",
 ]  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def check(config: TrainConfig) -> None:
         _check_degradation(f"degradations.{name}", degradation)
     _check_losses(config)
     _check_fidelity(config)
+    _check_parser(config)
     _one_of("recogniser.method", config.recogniser.method, ("distil", "arcface"))
 
 
@@ -57,8 +58,23 @@ def _check_data(config: TrainConfig) -> None:
         _between(f"{name}.size", data.size, 16)
         if data.roots and data.shards:
             _refuse(f"{name}.shards", f"give {name}.roots or {name}.shards, not both")
-    if config.stage != "recogniser" and config.data.size != config.net.img_size:
+    if config.stage not in ("recogniser", "parser") and config.data.size != config.net.img_size:
         _refuse("data.size", f"{config.data.size} px is not net.img_size, {config.net.img_size} px")
+
+
+def _check_parser(config: TrainConfig) -> None:
+    rule = config.parser
+    for key in ("gray", "cover", "degrade", "colour"):
+        _between(f"parser.{key}", getattr(rule, key), 0, 1)
+    for key, low, high in (("dice", 0, math.inf), ("rare", 1, 100), ("turn", 0, 180), ("zoom", 1, 4), ("shift", 0, 1)):
+        _between(f"parser.{key}", getattr(rule, key), low, high)
+    if config.stage == "parser":
+        for name in ("data", "val"):
+            data = getattr(config, name)
+            if data.shards or data.extra or data.list_csv:
+                _refuse(f"{name}.roots", "stage parser reads folders of images/ and masks/, no table, shards or extra")
+            if data.split not in (None, "train", "val"):
+                _refuse(f"{name}.split", f"{data.split!r} is neither train nor val")
 
 
 def _check_optim(name: str, optim: OptimConfig) -> None:

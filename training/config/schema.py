@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STAGES = ("recogniser", "stage1", "stage2", "stage3", "stage3_id")
+STAGES = ("recogniser", "parser", "stage1", "stage2", "stage3", "stage3_id")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of Lightning Fabric; weights stay fp32 in all of them
 
 
@@ -77,6 +77,23 @@ class RecogniserConfig:
     margin: float = 0.5  # radians (arcface)
     scale: float = 64.0  # (arcface)
     relation: float = 1.0  # weight of matching the teacher's similarities within the batch (distil)
+
+
+@dataclass
+class ParserConfig:
+    """The face parser that stage ``parser`` trains, and how its pictures vary."""
+
+    widths: list[int] = field(default_factory=lambda: [24, 48, 96, 128])
+    blocks: list[int] = field(default_factory=lambda: [1, 1, 2, 2])
+    dice: float = 1.0  # weight of the soft Dice term beside cross-entropy
+    rare: int = 3  # times that a picture with glasses, hat, earring or necklace comes in an epoch
+    turn: float = 20.0  # degrees to either side
+    zoom: float = 1.3  # largest factor, and its inverse the smallest
+    shift: float = 0.08  # share of the side, to every side
+    colour: float = 0.3  # random change of exposure, contrast, gamma and white balance; 0 = none
+    gray: float = 0.1  # probability of a gray picture
+    cover: float = 0.2  # probability of something in front of the face
+    degrade: float = 0.6  # probability of a degraded picture
 
 
 @dataclass
@@ -175,6 +192,7 @@ class TrainConfig:
     val_degradation: str = "x4"
     net: NetConfig = field(default_factory=NetConfig)
     recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
+    parser: ParserConfig = field(default_factory=ParserConfig)
     data: DataConfig = field(default_factory=DataConfig)
     val: DataConfig = field(default_factory=DataConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)

@@ -44,12 +44,14 @@ def network_of(state: dict[str, Any], averaged: bool = True) -> Any:
     from idcodeformer.weights.loading import build
 
     from ..config import from_dict
-    from ..stages import codeformer_config, vqgan_config
+    from ..stages import codeformer_config, parser_config, vqgan_config
 
     config = from_dict(state["config"])
     weights = state["ema"] if averaged else _of_last_step(state["model"])
     if config.stage == "recogniser":
         net = build(weights, "recogniser")
+    elif config.stage == "parser":
+        net = build(weights, "mini_parser", {"config": json.dumps(parser_config(config).to_dict())})
     else:
         kind = "vqgan" if config.stage == "stage1" else "codeformer"
         shape = vqgan_config(config) if kind == "vqgan" else codeformer_config(config)
