@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import traceback
 import unicodedata
@@ -283,7 +284,9 @@ def describe(outcome: Outcome, faithful: bool = False) -> str:
     if pairs:
         parts.append("to the references " + " ".join(f"{before:.2f}>{after:.2f}" for before, after in pairs))
     if skipped:
-        parts.append(f"{len(skipped)} skipped ({'; '.join(sorted({face['reason'] for face in skipped}))})")
+        # Sizes and scores differ from face to face; one of each reason says enough.
+        reasons = {re.sub(r"[0-9.]+", "", face["reason"]): face["reason"] for face in skipped}
+        parts.append(f"{len(skipped)} skipped ({'; '.join(sorted(reasons.values()))})")
     return f"{outcome.input} -> {outcome.output}: {', '.join(parts)}, {outcome.seconds:.1f} s"
 
 
