@@ -252,7 +252,7 @@ def test_the_command_guides_and_says_so(photographs, tmp_path, capsys) -> None:
     from idcodeformer.cli import main
 
     bad, clean = str(photographs / "bad.png"), str(photographs / "clean.png")
-    common = ["restore", bad, "--reference", clean, "--device", "cpu"]
+    common = ["restore", bad, "--reference", clean, "--device", "cpu", "--large-faces", "restore"]
     for side, more in (("a", ["--guide", "3"]), ("b", [])):
         assert main([*common, "-o", str(tmp_path / side), "--json", str(tmp_path / f"{side}.json"), *more]) == 0
     said = capsys.readouterr().out.splitlines()

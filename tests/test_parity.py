@@ -167,7 +167,7 @@ def pasted(case: str, names: list[str], matrices: dict[str, np.ndarray], upscale
             restored = match_gray(restored.flip(1), before, "auto")
         parsed = soft_mask(torch.from_numpy(label_map(name))[None], side=128) if parse else None
         plan = replace(plan_paste(crops, upscale), antialias=False)
-        options = RestoreOptions(upscale=upscale)
+        options = RestoreOptions(upscale=upscale, grain="off", border="constant", mask_shape="square")
         (canvas,), _ = paste_planned([image], plan, crops.pixels, restored, options, parsed, None, [canvas])
     return np.trunc((canvas * 255).permute(1, 2, 0).numpy())  # the reference truncates
 

@@ -64,7 +64,7 @@ def test_one_request_for_all_that_a_run_needs_and_its_memory(run, pack, model, p
     run("RestoreFaces", model=model, image=portrait)
     ((patchers, memory),) = pack.mm.state.requests
     networks = [patcher.model.network for patcher in patchers]
-    parts = (model.restorer, model.detector(), model.recogniser)
+    parts = (model.restorer, model.detector(), model.recogniser, model.parser())
     assert networks == [part.managed.network for part in parts]
     assert memory == 256 << 20  # 4 faces of the 64-px network need 25 MB, less than detection may
     model.config = type(model.config)(**{**vars(model.config), "img_size": 512, "nf": 64})
@@ -106,9 +106,9 @@ def test_a_second_run_builds_nothing(pack, model, portrait, member, builds):
         execute(score, reference=portrait, candidate=member)
 
     everything(0.8)
-    assert sorted(builds) == ["engine", "recogniser", "recogniser"] + ["retinaface"] * 3
+    assert sorted(builds) == ["engine", "parser", "recogniser", "recogniser"] + ["retinaface"] * 3
     everything(0.7)
-    assert len(builds) == 6
+    assert len(builds) == 7
 
 
 def test_a_changed_detector_file_is_read_again(pack, portrait, builds):

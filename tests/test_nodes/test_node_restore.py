@@ -46,8 +46,9 @@ def test_a_face_that_was_not_chosen_stays_as_it_is(restore, found, portrait):
     chosen = found(portrait)
     face = chosen.faces[0][0]
     aside = replace(face, landmarks=face.landmarks + torch.tensor([1.1 * face.eye_distance, 0.0]))
-    free = restore(portrait)[3]
-    image, _, _, mask, _ = restore(portrait, faces=replace(chosen, dropped=(((aside, "not the largest face"),),)))
+    dropped = replace(chosen, dropped=(((aside, "not the largest face"),),))
+    free = restore(portrait, paste_classes="whole square")[3]
+    image, _, _, mask, _ = restore(portrait, faces=dropped, paste_classes="whole square")
     x, y = (int(v) for v in aside.landmarks[2])
     assert free[0, y, x] > 0.2 and mask[0, y, x] == 0 and torch.equal(image[:, y, x:], portrait[:, y, x:])
     x, y = (int(v) for v in face.landmarks[0])
