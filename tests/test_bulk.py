@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -459,6 +460,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
+    with urlopen(Request(f"{address}/moto-api/reset", method="POST")):  # every server of a process shares its buckets
+        pass
     s3fs.S3FileSystem().mkdir("archive")
     yield address
     s3fs.S3FileSystem.clear_instance_cache()
