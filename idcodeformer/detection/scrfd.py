@@ -1,25 +1,21 @@
 """SCRFD (Guo et al. 2022) through insightface, where the user has it installed."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import MissingWeights, UnsupportedWeights
 from ..runtime.device import resolve_device
-from ..runtime.validation import check_images
-from ..types import DetectOptions, Face, Faces
-from .verification import Trust, verify
-
-_SURE = 0.5  # probability from which a finding in a crop counts
-_TRUST = Trust(clear=0.65, face=0.25)  # by the same threshold: the crop or its mirror image has to show the face
+from .outside import Findings, OutsideTorch, as_bytes
+from .verification import Trust
 
 
-class SCRFDDetector:
+class SCRFDDetector(OutsideTorch):
     """Finds faces with insightface's SCRFD. It runs in ONNX Runtime, picture by picture, on 8-bit copies."""
+
+    trust = Trust(clear=0.65, face=0.25)  # above the threshold of a look: the crop or its mirror image shows the face
 
     def __init__(
         self,
@@ -48,50 +44,17 @@ class SCRFDDetector:
         self.model = get_model(str(path), providers=providers)
         if self.model is None or not hasattr(self.model, "detect"):
             raise UnsupportedWeights(f"{path.name} is not an insightface detector; det_10g.onnx is one.")
-        self.side, self.steady, self.device = side, steady, torch.device("cpu")
+        self.side, self.steady = side, steady
         self.model.prepare(ctx_id=(device.index or 0) if cuda else -1, input_size=(side, side), det_thresh=0.5)
 
-    def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
-        """The faces of each image ([3,H,W] in [0,1]) that score above ``options.confidence``, best first.
-
-        With ``options.doubtful`` also what is taken for no face (``verify``).
-        """
-        batch = check_images(images)
-        options = options or DetectOptions()
-        faces = tuple(self._detect(image, options.confidence) for image in batch)
-        return verify(self._see, batch, faces, self.device, options, _TRUST) if self.steady else faces
-
-    def _detect(self, image: Tensor, confidence: float) -> Faces:
-        rows, landmarks = self._run(image, confidence, None)
-        faces = [
-            Face(torch.from_numpy(row[:4]).float(), float(row[4]), torch.from_numpy(points).float().reshape(5, 2))
-            for row, points in zip(rows, landmarks, strict=True)
-        ]
-        return tuple(sorted(faces, key=lambda face: -face.score))
-
-    def _run(self, image: Tensor, confidence: float, side: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [n,5] of box and score, and landmarks [n,5,2], at the working size ``side`` where the file takes any."""
-        pixels = (image.flip(0) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    def find(self, image: Tensor, confidence: float, crop: bool) -> Findings:
+        """As OutsideTorch; crops are looked at in their own size where the file takes any."""
         self.model.det_thresh = confidence
-        size = None if side is None or self._has_fixed_size() else (side, side)
-        rows, landmarks = self.model.detect(np.ascontiguousarray(pixels), input_size=size)
+        size = None if not crop or self._has_fixed_size() else (image.shape[2], image.shape[2])
+        rows, landmarks = self.model.detect(as_bytes(image), input_size=size)
         if landmarks is None:
             raise UnsupportedWeights("This SCRFD file gives no landmarks; use one that does, such as det_10g.onnx.")
-        return rows, landmarks
+        return rows[:, :4], landmarks.reshape(-1, 5, 2), rows[:, 4]
 
     def _has_fixed_size(self) -> bool:
         return isinstance(self.model.session.get_inputs()[0].shape[2], int)
-
-    def _see(self, crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` findings of every crop, for ``verify``; a score of 0 where there are fewer."""
-        count = len(crops)
-        scores, boxes = torch.zeros(count, best), torch.zeros(count, best, 4)
-        landmarks = torch.zeros(count, best, 5, 2)
-        for number, crop in enumerate(crops):
-            rows, points = self._run(crop, _SURE, crops.shape[-1])
-            order = np.argsort(-rows[:, 4])[:best]
-            found = len(order)
-            boxes[number, :found] = torch.from_numpy(rows[order, :4]).float()
-            scores[number, :found] = torch.from_numpy(rows[order, 4]).float()
-            landmarks[number, :found] = torch.from_numpy(points[order]).float()
-        return scores, boxes, landmarks
