@@ -8,6 +8,7 @@ network that wants 128 px gets the same crop enlarged.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -131,6 +132,9 @@ class IRSEUnit(nn.Module):
 class IRSE50(EmbeddingNet):
     """IR-SE50 with the keys of facexlib's ``recognition_arcface_ir_se50.pth``: 112-px RGB crops."""
 
+    unit: Callable[[int, int, int], nn.Module] = IRSEUnit
+    scaled_output = True  # whether the last batch norm has scale and shift
+
     def __init__(self, cfg: IResNetConfig = IResNetConfig()):
         super().__init__()
         self.config = cfg
@@ -141,7 +145,7 @@ class IRSE50(EmbeddingNet):
         self.input_layer = nn.Sequential(stem, nn.BatchNorm2d(width), nn.PReLU(width))
         units = []
         for repeats, cout in zip(cfg.layers, cfg.widths, strict=True):
-            units += [IRSEUnit(width if k == 0 else cout, cout, 2 if k == 0 else 1) for k in range(repeats)]
+            units += [self.unit(width if k == 0 else cout, cout, 2 if k == 0 else 1) for k in range(repeats)]
             width = cout
         self.body = nn.Sequential(*units)
         self.output_layer = nn.Sequential(
@@ -149,7 +153,7 @@ class IRSE50(EmbeddingNet):
             nn.Dropout(cfg.dropout),
             nn.Flatten(),
             nn.Linear(width * cfg.final_side**2, cfg.embedding_dim),
-            nn.BatchNorm1d(cfg.embedding_dim),
+            nn.BatchNorm1d(cfg.embedding_dim, affine=self.scaled_output),
         )
 
     @property
