@@ -106,7 +106,7 @@ class FacePipeline:
         after = crops.with_pixels(pixels)
         scores = self._score(crops.pixels, pixels, work, done)
         scores = replace(scores, besides=tuple(face.reason if face else "" for face in large))
-        report = report_lines(found, chosen, scores, options, getattr(self.restorer, "has_fidelity", True))
+        report = report_lines(found, chosen, scores, options)
         if not all(kept := scores.reach(options.min_identity)):
             places = [n for n, keep in enumerate(kept) if keep]
             crops, after, large = crops.only(places), after.only(places), [large[n] for n in places]
@@ -144,7 +144,7 @@ class FacePipeline:
         whole = Face(torch.tensor([0.0, 0.0, side, side]), 1.0, torch.zeros(5, 2))
         lines = []
         for number in range(len(pixels)):
-            line = face_line((number, 0), whole, number, scores, options, getattr(self.restorer, "has_fidelity", True))
+            line = face_line((number, 0), whole, number, scores, options)
             if line.status == "skipped":
                 out[number] = pixels[number]
             lines.append(replace(line, reason=line.reason or "aligned input"))

@@ -30,13 +30,8 @@ class Scores:
         return [least <= 0 or score >= least for score in self.to_input or ()]
 
 
-def face_line(
-    place: tuple[int, int], face: Face, crop: int, scores: Scores, options: RestoreOptions, has_fidelity: bool = True
-) -> FaceReport:
-    """The line of a face that went through the network as crop number ``crop``; ``place``: its image and number.
-
-    A restorer that is not ``has_fidelity`` leaves ``w`` None.
-    """
+def face_line(place: tuple[int, int], face: Face, crop: int, scores: Scores, options: RestoreOptions) -> FaceReport:
+    """The line of a face that went through the network as crop number ``crop``; ``place``: its image and number."""
     to_input, before, after = scores.of(crop)
     box = tuple(float(v) for v in face.box.tolist())
     line = FaceReport(*place, box, float(face.score), "restored", "", options.w, to_input, before, after)
@@ -51,8 +46,6 @@ def face_line(
             person="" if who is None else who.name,
             guided_by=scores.guide if done.guided[crop] else "",
         )
-    if not has_fidelity:
-        line = replace(line, w=None)
     if options.min_identity > 0 and to_input is not None and to_input < options.min_identity:
         reason = f"identity {to_input:.2f} is below {options.min_identity:g}"
         line = replace(line, status="skipped", reason=reason, guided_by="")
@@ -64,12 +57,10 @@ def report_lines(
     chosen: Sequence[Selection],
     scores: Scores,
     options: RestoreOptions,
-    has_fidelity: bool = True,
 ) -> tuple[FaceReport, ...]:
     """One line for every face found, by image and by its position among the faces found.
 
-    ``scores`` has one value per chosen face, image by image in the order of the selections. A restorer that is
-    not ``has_fidelity`` leaves ``w`` None.
+    ``scores`` has one value per chosen face, image by image in the order of the selections.
     """
     lines: list[FaceReport] = []
     reached = scores.reach(options.min_identity)
@@ -84,7 +75,7 @@ def report_lines(
                 lines.append(FaceReport(image, number, box, float(face.score), "skipped", reasons[number]))
                 continue
             place = places[number]
-            line = face_line((image, number), face, place, scores, options, has_fidelity)
+            line = face_line((image, number), face, place, scores, options)
             if line.status == "restored":
                 line = replace(line, crop=sum(reached[:place]) if reached else place)
                 if scores.besides and scores.besides[place]:

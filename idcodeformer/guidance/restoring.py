@@ -25,7 +25,7 @@ class RestoredCrops:
     """Restored faces, not yet in the tones of their input, and what was done to each."""
 
     pixels: Tensor  # [N,3,S,S] in [0,1]
-    w: tuple[float, ...]
+    w: tuple[float | None, ...]  # None: the restorer has no fidelity
     named: tuple[Named | None, ...]  # who each is; None for nobody known
     guidance: tuple[str, ...]  # what guidance did or why not; "" where none was asked for
     notes: tuple[str, ...]  # what else is to be said
@@ -101,7 +101,8 @@ class FaceWork:
             ws, faces, notes = found.w, found.pixels, found.notes(options.identity_target)
         elif faces is None:
             faces = restorer(pixels, options, progress)
-        w = (options.w,) * count if ws is None else tuple(ws.tolist())
+        given = options.w if getattr(restorer, "has_fidelity", True) else None
+        w = (given,) * count if ws is None else tuple(ws.tolist())
         done = RestoredCrops(faces, w, named, ("",) * count, notes, (False,) * count)
         return self._guided(restorer, pixels, done, ws, why, progress) if self.guiding else done
 
