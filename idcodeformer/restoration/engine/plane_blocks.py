@@ -12,6 +12,7 @@ from ...networks.codeformer import FuseBlock
 from ...networks.vqgan import AttnBlock, Downsample, ResBlock, Upsample
 from ...runtime.winograd import channel_groups, winograd_strips
 from .planes import Bench, Normed, PlaneConv, PlaneMap, run_conv
+from .strip_blocks import in_order
 
 
 class PlaneRunConv:
@@ -185,17 +186,6 @@ def _put(out: PlaneMap, planes: Tensor, a: int, part: slice) -> None:
 
 
 def compile_planes(blocks: nn.ModuleList) -> list:
-    """A runner for every block, at the same index; a norm before a convolution joins it and leaves None."""
+    """A runner for every block, at the same index."""
     kinds = {ResBlock: PlaneRunRes, AttnBlock: PlaneRunAttn, Downsample: PlaneRunDown, Upsample: PlaneRunUp}
-    runners: list = []
-    norm = None
-    for block in blocks:
-        if isinstance(block, nn.GroupNorm):
-            norm = block
-            runners.append(None)
-        elif isinstance(block, nn.Conv2d):
-            runners.append(PlaneRunConv(block, norm))
-            norm = None
-        else:
-            runners.append(kinds[type(block)](block))
-    return runners
+    return in_order(blocks, PlaneRunConv, lambda block: kinds[type(block)](block))

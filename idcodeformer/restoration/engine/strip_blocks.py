@@ -6,7 +6,7 @@ once and never changed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Iterator, Protocol
+from typing import Callable, Iterator, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,9 @@ class Map:
         height = self.rows.shape[0]
         rows = self.rows[max(0, a - reach) : min(height, b + reach)]
         return pad_rows(rows, max(0, reach - a), max(0, b + reach - height))
+
+
+R = TypeVar("R")
 
 
 class Runner(Protocol):
@@ -251,17 +254,25 @@ class RunFuse:
 
 
 def compile_blocks(blocks: nn.ModuleList, dtype: torch.dtype) -> list[Runner | None]:
-    """A runner for every block, at the same index; a norm before a convolution joins it and leaves None."""
+    """A runner for every block, at the same index."""
     kinds = {ResBlock: RunRes, AttnBlock: RunAttn, Downsample: RunDown, Upsample: RunUp}
-    runners: list[Runner | None] = []
+    return in_order(blocks, lambda conv, norm: RunConv(conv, dtype, norm), lambda b: kinds[type(b)](b, dtype))
+
+
+def in_order(
+    blocks: nn.ModuleList, conv: Callable[[nn.Conv2d, nn.GroupNorm | None], R], other: Callable[[nn.Module], R]
+) -> list[R | None]:
+    """What ``conv`` and ``other`` make of every block, at the same index; a norm before a convolution joins it and
+    leaves None."""
+    runners: list[R | None] = []
     norm = None
     for block in blocks:
         if isinstance(block, nn.GroupNorm):
             norm = block
             runners.append(None)
         elif isinstance(block, nn.Conv2d):
-            runners.append(RunConv(block, dtype, norm))
+            runners.append(conv(block, norm))
             norm = None
         else:
-            runners.append(kinds[type(block)](block, dtype))
+            runners.append(other(block))
     return runners
