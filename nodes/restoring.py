@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
+from ..idcodeformer.runtime.validation import SMALLEST_CROP
 from ..idcodeformer.types import DetectOptions, Face, Faces, RestoreOptions
 from . import convert, faces, host, stream, video
 from .folders import fingerprint_of
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 AUTOMATIC, SQUARE = "automatic", "whole square"  # of paste_classes
 _FACES_AT_ONCE = 4  # what memory is asked for; the core then takes as many as fit
-_SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +151,9 @@ def _references(
 
 def _resized(frames: convert.Frames, side: int) -> convert.Frames:
     """Aligned faces in the size of the network. Raises BadImage for what is too small to be a face."""
-    if min(frames.size) < _SMALLEST_CROP:
-        raise BadImage(f"The image has {frames.size[1]}x{frames.size[0]} px; an aligned face has at least 16x16.")
+    if min(frames.size) < SMALLEST_CROP:
+        least = f"{SMALLEST_CROP}x{SMALLEST_CROP}"
+        raise BadImage(f"The image has {frames.size[1]}x{frames.size[0]} px; an aligned face has at least {least}.")
     out = torch.empty(len(frames), side, side, 3 + frames.extras, device=host.output_device())
     for start, stop in frames.chunks():
         planes = torch.cat([frames.part(start, stop), frames.extra(start, stop).movedim(-1, 1)], 1)

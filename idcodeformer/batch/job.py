@@ -17,6 +17,7 @@ from ..files.reading import Picture, decode, read
 from ..files.writing import check_size, encode, write
 from ..restoration.large import LargeFace, judge_large
 from ..runtime.memory import is_out_of_memory
+from ..runtime.validation import SMALLEST_CROP
 from ..types import Embeddings, FaceReport, Progress, Restoration
 from .models import default_model, embed_person, load_galleries, load_pipeline
 from .outcome import COMPARE, CROPPED, FINAL, RESTORED, Outcome, Restored, marked
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..identity.known import Galleries
     from ..pipeline import FacePipeline
 
-_SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
 
 
 class RestoreJob:
@@ -152,7 +152,7 @@ class RestoreJob:
         if not self.settings.aligned:
             height, width = (round(side * self.settings.options.upscale) for side in picture.size)
             check_size(file, width, height)
-        elif min(picture.size) < _SMALLEST_CROP:
+        elif min(picture.size) < SMALLEST_CROP:
             raise BadImage(
                 f"{outcome.input} is {picture.size[1]}x{picture.size[0]} px, too small for a crop of a face."
             )

@@ -8,11 +8,11 @@ from typing import Protocol, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import BadImage, BadOption
+from ..errors import BadOption
 from ..networks.codeformer import CodeFormer, CodeFormerConfig, CodeState
 from ..runtime.device import resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
-from ..runtime.validation import check_images
+from ..runtime.validation import check_crops
 from ..types import Progress, RestoreOptions
 from .engine.execution import Precision, accelerate
 
@@ -109,7 +109,7 @@ class CodeFormerRestorer:
 
     def encode(self, pixels: Tensor) -> CodeState:
         """Codes and encoder features of crops [N,3,S,S] in [0,1], on the restorer's device; independent of w."""
-        self._check(pixels)
+        check_crops(pixels, self.size)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             return self._encode(pixels)
 
@@ -137,7 +137,7 @@ class CodeFormerRestorer:
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None
     ) -> Tensor:
-        self._check(pixels)
+        check_crops(pixels, self.size)
         out = torch.empty(len(ws), *pixels.shape, device=pixels.device)
         batch = options.batch_size or faces_per_batch(self.config, self.device)
 
@@ -145,21 +145,11 @@ class CodeFormerRestorer:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 state = self._encode(pixels[start:stop])
                 for i, w in enumerate(ws):
-                    each = w[start:stop].to(self.device, torch.float32) if isinstance(w, Tensor) else w
-                    image = self._engine.decode(state, each, options.latent_match).float()
-                    out[i, start:stop] = image.clamp(-1, 1).add(1).mul(0.5).to(out.device)
+                    each = w[start:stop] if isinstance(w, Tensor) else w
+                    out[i, start:stop] = self.decode(state, each, options).to(out.device)
 
         in_batches(len(pixels), batch, step, progress)
         return out
-
-    def _check(self, pixels: Tensor) -> None:
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.size, self.size):
-            given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise BadImage(
-                f"Crops are {given}; this network takes [N,3,{self.size},{self.size}]. Align with size={self.size}."
-            )
-        if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
-            check_images(pixels)
 
 
 def _one(state: CodeState, number: int) -> CodeState:

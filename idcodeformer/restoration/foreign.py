@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadImage, BadOption
+from ..errors import BadOption
 from ..networks.foreign import restore
 from ..runtime.device import cuda_tf32, resolve_device
 from ..runtime.memory import faces_per_batch, in_batches
-from ..runtime.validation import check_images
+from ..runtime.validation import check_crops
 from ..types import Progress, RestoreOptions
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,10 +57,7 @@ class ForeignRestorer:
 
         Raises BadImage for other shapes, OutOfMemory where not even one face fits.
         """
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.size, self.size):
-            raise BadImage(f"Crops are {list(pixels.shape)}; this network takes [N,3,{self.size},{self.size}].")
-        if pixels.device.type == "cpu":
-            check_images(pixels)
+        check_crops(pixels, self.size)
         out = torch.empty(pixels.shape, device=pixels.device)
         batch = (options or RestoreOptions()).batch_size or faces_per_batch(self.config, self.device)
 

@@ -11,6 +11,18 @@ from ..errors import BadImage
 _BRIGHTEST = 16.0  # far above any highlight of a picture in [0,1], far below one in 0..255
 
 
+SMALLEST_CROP = 16  # px; an aligned crop below this shows no face
+
+
+def check_crops(pixels: Tensor, size: int) -> None:
+    """Raise BadImage where ``pixels`` are no [N,3,size,size], or on the CPU no finite ones in [0,1]."""
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+        given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise BadImage(f"Crops are {given}; this network takes [N,3,{size},{size}]. Align with size={size}.")
+    if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
+        check_images(pixels)
+
+
 def check_images(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """The pictures as a list of [3,H,W] float tensors; accepts [B,3,H,W] too.
 

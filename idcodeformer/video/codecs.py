@@ -3,13 +3,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import BadClip, BadOption
 from .library import pyav
 from .reading import ClipInfo
-
-CodecName = Literal["h264", "h265", "av1", "ffv1", "prores"]
 
 
 @dataclass(frozen=True)
