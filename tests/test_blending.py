@@ -1,27 +1,25 @@
 """Weights between two trainings of one network."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from idcodeformer.cli import main
 from idcodeformer.errors import BadOption, UnsupportedWeights
-from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.codeformer import CodeFormer
 from idcodeformer.weights.blending import blend
 from idcodeformer.weights.loading import build, save
 from idcodeformer.weights.store import sha256_of
-
-TINY = dict(
-    img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
-    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
-)  # fmt: skip
+from tests.tiny import TINY
 
 
 @pytest.fixture
 def pair(tmp_path):
     """Two files of one network: the second has every weight but the codebook moved."""
     torch.manual_seed(0)
-    net = CodeFormer(CodeFormerConfig(**TINY))
+    net = CodeFormer(TINY)
     first = save(net, tmp_path / "first.safetensors", {"licence": "terms of A"})
     for name, value in net.named_parameters():
         if not name.startswith("quantize"):
@@ -40,7 +38,7 @@ def test_every_tensor_lies_on_the_line(pair, strength) -> None:
 
 
 def test_only_trainings_of_one_network_are_blended(pair, tmp_path) -> None:
-    other = CodeFormer(CodeFormerConfig(**TINY | {"n_layers": 2}))
+    other = CodeFormer(replace(TINY, n_layers=2))
     save(other, tmp_path / "other.safetensors")
     with pytest.raises(UnsupportedWeights, match="only two trainings of one network"):
         blend(pair[0], tmp_path / "other.safetensors", 0.5)
@@ -61,7 +59,7 @@ def test_the_command_writes_a_file_that_loads_and_says_what_it_is(pair, tmp_path
     told = capsys.readouterr().out
     assert "first + 0.25 (second - first)" in told and "terms of A And: terms of B" in told
     net = build(out)
-    assert net.weights_metadata["blend"] == "0.25" and net.config == CodeFormerConfig(**TINY)
+    assert net.weights_metadata["blend"] == "0.25" and net.config == TINY
     before = out.read_bytes()
     assert main(command) == 2 and out.read_bytes() == before
     assert "exists already" in capsys.readouterr().err

@@ -24,38 +24,25 @@ from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.identity.known import known_people
 from idcodeformer.identity.people import People, Person, save_people
 from idcodeformer.identity.recogniser import IdentityRecogniser, load_recogniser
-from idcodeformer.networks.arcface import IResNet, IResNetConfig
-from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer, load_restorer
 from idcodeformer.restoration.tone import match_tone
 from idcodeformer.types import Embeddings, Face, RestoreOptions
 from idcodeformer.weights.store import find
+from tests.tiny import tiny_codeformer, tiny_eye
 
-TINY = CodeFormerConfig(
-    img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
-    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
-)  # fmt: skip
 EAGER = GuidanceOptions(steps=4, rate=0.3, consistency=1.0)
 PLAIN = RestoreOptions(gray="off", colour="off")
 
 
-def tiny(seed: int, name: str) -> IdentityRecogniser:
-    torch.manual_seed(seed)
-    return IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), name, "cpu")
-
-
 @pytest.fixture(scope="module")
 def restorer() -> CodeFormerRestorer:
-    torch.manual_seed(0)
-    net = CodeFormer(TINY)
-    torch.nn.init.normal_(net.quantize.embedding.weight)
-    return CodeFormerRestorer(net, "cpu")
+    return tiny_codeformer()
 
 
 @pytest.fixture(scope="module")
 def eye() -> IdentityRecogniser:
-    return tiny(5, "tiny")
+    return tiny_eye(5, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +134,7 @@ def test_a_stranger_takes_a_person_only_by_force(restorer, eye, pixels, monkeypa
 
 def test_who_judges_need_not_guide_and_a_file_of_people_knows_one(restorer, eye, pixels, monkeypatch) -> None:
     monkeypatch.setitem(gate.STRANGERS, "tiny", -0.99)
-    judge = tiny(6, "judge")
+    judge = tiny_eye(6, "judge")
     both = [gallery(r(pixels).vectors[:1], r, "Ann") for r in (judge, eye)]
     pipeline = FacePipeline(restorer, recogniser=judge, guide=eye)
     _, (line,) = pipeline.restore_aligned(pixels[:1], PLAIN, EAGER, people=both)
@@ -157,7 +144,7 @@ def test_who_judges_need_not_guide_and_a_file_of_people_knows_one(restorer, eye,
     with pytest.raises(BadOption, match="not embedded by tiny"):
         pipeline.restore_aligned(pixels[:1], PLAIN, EAGER, people=both[0])
     with pytest.raises(BadOption, match="another tiny"):
-        FacePipeline(restorer, recogniser=tiny(7, "tiny")).restore_aligned(pixels[:1], PLAIN, people=both[1])
+        FacePipeline(restorer, recogniser=tiny_eye(7, "tiny")).restore_aligned(pixels[:1], PLAIN, people=both[1])
     with pytest.raises(BadOption, match="give one of them"):
         pipeline.restore_aligned(pixels[:1], PLAIN, references=judge(pixels), people=both)
     with pytest.raises(BadOption, match="different people"):

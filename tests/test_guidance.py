@@ -15,32 +15,23 @@ from idcodeformer.guidance import optimise
 from idcodeformer.guidance.gate import least_likeness, refusal
 from idcodeformer.guidance.optimise import GuidanceOptions, guide, visible_scale
 from idcodeformer.identity.recogniser import IdentityRecogniser
-from idcodeformer.networks.arcface import IResNet, IResNetConfig
-from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.runtime import winograd
 from idcodeformer.types import Embeddings, RestoreOptions
+from tests.tiny import tiny_codeformer, tiny_eye
 
-TINY = CodeFormerConfig(
-    img_size=64, nf=8, ch_mult=(1, 2, 2), res_blocks=1, attn_resolutions=(16,), codebook_size=32, emb_dim=16,
-    dim_embd=32, dim_mlp=64, n_head=2, n_layers=1, connect_list=(16, 32),
-)  # fmt: skip
 EAGER = GuidanceOptions(steps=6, rate=0.3, consistency=1.0, force=True)
 
 
 @pytest.fixture(scope="module")
 def restorer() -> CodeFormerRestorer:
-    torch.manual_seed(0)
-    net = CodeFormer(TINY)
-    torch.nn.init.normal_(net.quantize.embedding.weight)
-    return CodeFormerRestorer(net, "cpu")
+    return tiny_codeformer()
 
 
 @pytest.fixture(scope="module")
 def recogniser() -> IdentityRecogniser:
-    torch.manual_seed(5)
-    return IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "tiny", "cpu")
+    return tiny_eye(5, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +163,8 @@ def test_the_gate_names_the_level_of_strangers() -> None:
 def test_under_inference_mode_and_with_weights_made_there(recogniser, pixels, person) -> None:
     """As ComfyUI runs nodes: tensors made in inference mode cannot be kept for a gradient."""
     with torch.inference_mode():
-        torch.manual_seed(0)
-        net = CodeFormer(TINY)
-        torch.nn.init.normal_(net.quantize.embedding.weight)
-        made_there = CodeFormerRestorer(net, "cpu")
-        eye = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "tiny", "cpu")
+        made_there = tiny_codeformer()
+        eye = tiny_eye(0, "tiny")
         eye.network.load_state_dict(recogniser.network.state_dict())
         inside = guide(made_there, pixels.clone(), eye(pixels[:1]), eye, guidance=EAGER)
     assert max(inside.steps) == 6 and all(p.grad is None for p in recogniser.network.parameters())
@@ -295,8 +283,7 @@ def test_guidance_without_photos_is_refused(photographs, tmp_path, capsys) -> No
 
 def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> None:
     """The pipeline scores by its recogniser; the one that guides is another, and the report names it."""
-    torch.manual_seed(6)
-    other = IdentityRecogniser(IResNet(IResNetConfig((1, 1, 1, 1), (8, 8, 8, 8), 16, 56)).eval(), "judge", "cpu")
+    other = tiny_eye(6, "judge")
     pipeline = FacePipeline(restorer, None, other, None, recogniser)
     references = [recogniser(pixels[:1]), other(pixels[:1])]
     options = RestoreOptions(gray="off", colour="off")
