@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames, Masks
 
-_FRAMES_AT_ONCE = 8  # between two steps of the progress bar
+FRAMES_AT_ONCE = 8  # between two steps of the progress bar
 _MOST_LIKE = "reference"
 
 
@@ -95,7 +95,7 @@ def find(
 
     kept: list[Faces] = []
     dropped: list[tuple[tuple[Face, str], ...]] = []
-    for start, stop in frames.chunks(most=_FRAMES_AT_ONCE):
+    for start, stop in frames.chunks(most=FRAMES_AT_ONCE):
         images = frames.part(start, stop)
         found = detector(list(images), replace(options, doubtful=True))
         similar = likeness(list(images), found) if likeness else [None] * len(found)

@@ -35,6 +35,8 @@ FOREVER = {
         "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
         "min_identity",
     ],
+    "IDCodeFormerFacesFromBoxes": ["image", "found", "detector"],
+    "IDCodeFormerFacesToSegs": ["image", "faces", "crop_factor"],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
@@ -44,6 +46,8 @@ OUTPUTS = {
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
     "IDCodeFormerPasteFaces": ("IMAGE", "MASK"),
     "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
+    "IDCodeFormerFacesFromBoxes": ("FACES", "INT", "IMAGE", "MASK", "IMAGE"),
+    "IDCodeFormerFacesToSegs": ("SEGS", "BOUNDING_BOX"),
 }
 
 
