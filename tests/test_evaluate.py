@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from idcodeformer.files.drawing import font, wrapped
 from idcodeformer.guidance import gate, optimise
 from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
@@ -32,6 +33,7 @@ from training.evaluation.evaluate import Evaluation
 from training.evaluation.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
 from training.evaluation.judges import Judges, RecogniserJudge, check_independence
 from training.evaluation.report import _colours
+from training.evaluation.sheets import CELL, Sheet, draw
 from training.evaluation.subjects import CeilingSubject, LossRecognisers, ModelSubject, load_network, split_name
 from training.stages.perceptual import STLPIPS
 from training.tools.export import export
@@ -312,6 +314,25 @@ def test_models_of_two_sizes_do_not_share_a_table(kit: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="same name"):
         twice = command(kit, tmp_path, "--degradation", "soft", models=("control", "control"))
         Evaluation(parser().parse_args(twice))
+
+
+def test_what_is_written_on_a_sheet_stays_in_its_column() -> None:
+    """A white column without labels stays white between columns with long ones."""
+    long = "mobilefacenet_112x96_128d, likeness: 0.55\nanother_recogniser_with_a_long_name_of_its_own: 0.42"
+    grey, white = (np.full((SIZE, SIZE, 3), level, np.uint8) for level in (120, 255))
+    sheet = Sheet("s", "title", ["a", "b"], [long, "", long], [[grey, white, grey]] * 2, [[long, "", long]] * 2)
+    pixels = np.asarray(draw(sheet).convert("L"))
+    step, wide = CELL + 6, 3 * (CELL + 6) + 16
+    assert pixels.shape[1] == 8 + 2 * wide
+    for left in (8 + step, 8 + wide + step):
+        assert (pixels[25:, left - 4 : left + CELL] == 255).all()
+    assert (pixels[-3:] == 255).all()  # nothing is cut off below
+    letters = font(11)
+    for width in (30, 90, 160):
+        lines = wrapped(long, letters, width).split("\n")
+        assert max(map(letters.getlength, lines)) <= width
+        assert "".join(lines).replace(" ", "") == long.replace(" ", "").replace("\n", "")
+    assert wrapped("two words\n", letters, 500) == "two words\n"
 
 
 def test_perceptual_and_frechet_columns(kit: Path, tmp_path: Path) -> None:
