@@ -114,6 +114,27 @@ def font(size: int = _TEXT) -> Any:
     return ImageFont.load_default(size)
 
 
+def wrapped(text: str, letters: Any, width: int) -> str:
+    """``text`` with line breaks, so that no line is wider than ``width`` px; a word wider than that is broken."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            joined = f"{line} {word}" if line else word
+            if letters.getlength(joined) <= width:
+                line = joined
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while letters.getlength(line) > width and len(line) > 1:
+                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or letters.getlength(line[:n]) <= width)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def image_of(pixels: Tensor) -> Image:
     """PIL picture of [3,H,W] in [0,1]."""
     from PIL import Image as pil
@@ -129,17 +150,21 @@ def tensor_of(image: Image) -> Tensor:
 
 
 def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
-    """Pictures side by side, each with its caption below (no space is kept where no cell has one)."""
+    """Pictures side by side, each with its caption below, as wide as the picture (no space is kept where none has one).
+    """
     from PIL import Image as pil
     from PIL import ImageDraw
 
-    foot = _TEXT + 8 if any(caption for _, caption in cells) else 0
+    letters = font()
+    captions = [wrapped(caption, letters, image.width - 4) for image, caption in cells]
+    lines = max((caption.count("\n") + 1 for caption in captions if caption), default=0)
+    foot = lines * (_TEXT + 3) + 5 if lines else 0
     width = sum(image.width for image, _ in cells) + gap * (len(cells) - 1)
     row = pil.new("RGB", (width, max(image.height for image, _ in cells) + foot), _PAPER)
     draw, left = ImageDraw.Draw(row), 0
-    for image, caption in cells:
+    for (image, _), caption in zip(cells, captions):
         row.paste(image, (left, 0))
-        draw.text((left + 2, row.height - foot + 2), caption, fill=_INK, font=font())
+        draw.multiline_text((left + 2, row.height - foot + 2), caption, fill=_INK, font=letters, spacing=3)
         left += image.width + gap
     return row
 

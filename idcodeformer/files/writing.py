@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from .marks import mark_alone, with_comment_mark, with_xmp_mark
 from .metadata import Notes, exif_for, jpeg_comment, png_chunks, with_jpeg_xmp
 from .origin import with_origin
 from .reading import Picture
@@ -144,7 +145,10 @@ def _encode(picture: Picture, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
     data = buffer.getvalue()
-    return with_jpeg_xmp(data, picture.notes.xmp) if kind == "JPEG" else data
+    if kind != "JPEG":
+        return data
+    whole = with_jpeg_xmp(data, with_xmp_mark(picture.notes).xmp)
+    return whole if len(whole) > len(data) else with_jpeg_xmp(data, mark_alone(picture.notes))
 
 
 def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
@@ -156,8 +160,8 @@ def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
         extra["dpi"] = tuple(float(value) for value in picture.dpi)
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind == "WEBP" and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
+    elif kind == "WEBP" and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
     elif kind == "JPEG" and (comment := jpeg_comment(picture.notes)):
         extra["comment"] = comment
     quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95, "method": 4}}
@@ -194,10 +198,10 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["exif"] = exif
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind in ("WEBP", "AVIF") and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
-    elif kind == "GIF" and picture.notes.comment:
-        extra["comment"] = picture.notes.comment
+    elif kind in ("WEBP", "AVIF") and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
+    elif kind == "GIF" and (comment := with_comment_mark(picture.notes).comment):
+        extra["comment"] = comment
     if picture.poster and kind == "PNG":
         extra["default_image"] = True
     elif picture.poster:
