@@ -16,6 +16,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idcodeformer.files.reading import Picture
 
 SECONDS = 10.0  # of a processor; a case must not take longer
 ASLEEP = 120.0  # s by the clock, for one that waits without working
@@ -48,18 +52,31 @@ def _picture(path: Path) -> None:
     import torch
 
     from idcodeformer.files.reading import read
-    from idcodeformer.files.writing import write
 
     picture = read(path)
     assert picture.frames.dtype == torch.float32 and picture.frames.shape[1] == 3 and min(picture.size) > 0
     assert 0 <= float(picture.frames.min()) and float(picture.frames.max()) <= 1
     if picture.frames.numel() < 2_000_000:
-        out = path.parent / "out"
-        again = read(write(out / "result.png", picture))
-        assert again.size == picture.size and len(again.frames) == len(picture.frames)
-        assert float((again.frames[0] - picture.frames[0]).abs().max()) <= 1 / 255
-        (out / "result.png").unlink()
-        out.rmdir()
+        _written(path.parent / "out", picture)
+
+
+def _written(out: Path, picture: Picture) -> None:
+    """What was read is written in every format that holds it, and read again."""
+    from idcodeformer.errors import BadOption
+    from idcodeformer.files.reading import read
+    from idcodeformer.files.writing import write
+
+    for ending in (".png", ".jpg", ".webp", ".gif"):
+        try:
+            file = write(out / f"result{ending}", picture)
+        except BadOption:  # transparency as JPEG, a still picture as GIF
+            assert ending != ".png"
+            continue
+        again = read(file)
+        assert again.size == picture.size and (len(again.frames) == len(picture.frames) or ending != ".png")
+        assert ending != ".png" or float((again.frames[0] - picture.frames[0]).abs().max()) <= 1 / 255
+        file.unlink()
+    out.rmdir()
 
 
 def _weights(path: Path) -> None:
