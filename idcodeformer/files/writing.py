@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
 _LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535, "AVIF": 65536}  # px, of the formats themselves
+_LONGEST = 655_350  # ms that a frame of a GIF stands; APNG and WebP hold more, an APNG's claim may be 18 hours
 _PARTIAL = re.compile(r"\..{0,40}\.[0-9a-f]{12}\.partial", re.DOTALL)
 _GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
 
@@ -183,7 +184,7 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
     alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
     images = [_to_image(frame, alpha, gray=False) for frame, alpha in zip(picture.frames, alphas)]
     buffer = io.BytesIO()
-    durations = list(picture.durations) or 100
+    durations = _standing(picture) or 100
     extra: dict[str, Any] = {"icc_profile": picture.icc} if picture.icc else {}
     if kind == "WEBP":
         extra["lossless"] = True
@@ -208,6 +209,14 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         images = images[1:]
     images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=durations, **extra)
     return buffer.getvalue()
+
+
+def _standing(picture: Picture) -> list[int]:
+    """ms of each frame, as every format holds them; the encoders make one frame of equal neighbours."""
+    frames, most = picture.frames, _LONGEST
+    if sum(picture.durations) > most and any(map(torch.equal, frames, frames[1:])):
+        most //= len(frames)
+    return [min(ms, most) for ms in picture.durations]
 
 
 def _spread(frames: Tensor) -> Tensor:
