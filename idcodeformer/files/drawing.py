@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import Face, FaceReport, Restoration
-from .writing import to_levels
+from .pixels import to_levels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

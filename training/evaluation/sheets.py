@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from idcodeformer.files.writing import to_levels
+from idcodeformer.files.pixels import to_levels
 
 from ..config import DegradationConfig
 from .evalset import EvalSet
