@@ -369,9 +369,9 @@ def test_each_face_has_its_own_fidelity(run, model, found, group):
 
 
 def test_a_large_face_that_stays_leaves_the_others_theirs(run, model, found, group, monkeypatch):
-    import sys
+    from importlib import import_module
 
-    pipeline = sys.modules[type(model).__module__.replace("nodes.managed", "idcodeformer.pipeline")]
+    pipeline = import_module(type(model).__module__.replace("nodes.managed", "idcodeformer.pipeline"))
     left = pipeline.LargeFace(False, "larger than the network")
     monkeypatch.setattr(pipeline, "judge_large", lambda pixels, *_: [left, None])
     faces = replace(found(group), faces=(found(group).faces[0][:2],))
