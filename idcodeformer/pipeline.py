@@ -72,6 +72,7 @@ class FacePipeline:
         guidance: GuidanceOptions | None = None,
         people: Galleries | None = None,
         others: Sequence[Faces] | None = None,
+        fidelities: Sequence[Sequence[float]] | None = None,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -84,6 +85,7 @@ class FacePipeline:
         the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
         gallery that they are; the report says what it did to each.
         ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
+        ``fidelities``: for each of ``faces`` its own w in [0,1], image by image, in place of that of ``options``.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -101,6 +103,7 @@ class FacePipeline:
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
         large = judge_large(crops.pixels, scales_of(crops.matrices), options)
+        work = replace(work, w=_each_w(fidelities, faces, large))
         crops, chosen, large = _without_left(crops, chosen, large)
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
         after = crops.with_pixels(pixels)
@@ -258,7 +261,8 @@ class FacePipeline:
         bad = (~torch.isfinite(done.pixels)).flatten(1).any(1).nonzero()[:, 0]
         if work.known is not None:  # who one face is depends on the others
             bad = torch.arange(len(pixels), device=pixels.device)
-        again = work(exact, pixels[bad], images[bad.to(images.device)], progress)
+        part = work if work.w is None else replace(work, w=work.w[bad.cpu()])
+        again = part(exact, pixels[bad], images[bad.to(images.device)], progress)
         if not bool(torch.isfinite(again.pixels).all()):
             raise BadImage("The network returned NaN in fp32 too; check the weight file.")
         return done.patched(bad.tolist(), again)
@@ -294,6 +298,19 @@ def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -
     for name, given in (("lists of faces", faces), ("masks", masks)):
         if given is not None and len(given) != images:
             raise BadOption(f"{len(given)} {name} for {images} images; give one (maybe empty) per image.")
+
+
+def _each_w(
+    fidelities: Sequence[Sequence[float]] | None, faces: Sequence[Faces] | None, large: Sequence[LargeFace | None]
+) -> Tensor | None:
+    """[N]: the w of every crop that is restored. Raises BadOption where they are not one for each of ``faces``."""
+    if fidelities is None:
+        return None
+    here, there = [len(each) for each in fidelities], [len(each) for each in faces or ()]
+    if here != there or len(large) != sum(here):
+        raise BadOption(f"{here} fidelities for {there} faces; give one for each of faces=, image by image.")
+    w = torch.tensor([value for each in fidelities for value in each], dtype=torch.float32)
+    return w[[n for n, face in enumerate(large) if face is None or face.kept]]
 
 
 def _without_left(

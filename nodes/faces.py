@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames, Masks
 
-_FRAMES_AT_ONCE = 8  # between two steps of the progress bar
+FRAMES_AT_ONCE = 8  # between two steps of the progress bar
 _MOST_LIKE = "reference"
 
 
@@ -70,6 +70,37 @@ def parse_indices(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def fidelities_of(given: Any) -> list[float]:
+    """(0.3, 0.8) for "0.3, 0.8", or for a list of numbers; empty for none. Raises BadOption."""
+    if given is None or isinstance(given, str):
+        parts: list[Any] = re.split(r"[,;\s]+", (given or "").strip())
+    else:
+        parts = given.tolist() if isinstance(given, Tensor) else given
+        parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    try:
+        values = [float(part) for part in parts if part != ""]
+    except (TypeError, ValueError):
+        raise BadOption(f"fidelities is '{given}'; write numbers from 0 to 1 as in '0.3, 0.8'.") from None
+    wrong = [value for value in values if not 0 <= value <= 1]
+    if wrong:
+        raise BadOption(f"fidelities holds {wrong[0]:g}; each must lie between 0 and 1.")
+    return values
+
+
+def each_fidelity(values: Sequence[float], found: Sequence[Faces]) -> list[list[float]] | None:
+    """One for every face of every frame; None where none are given. Where every frame shows as many faces as there are
+    values, they count in each frame. Raises BadOption for another number."""
+    if not values:
+        return None
+    counts = [len(here) for here in found]
+    if len(values) != sum(counts):
+        if set(counts) != {len(values)}:
+            raise BadOption(f"fidelities has {len(values)} values for {sum(counts)} faces; write one for each face.")
+        return [list(values) for _ in counts]
+    rest = iter(values)
+    return [[next(rest) for _ in here] for here in found]
+
+
 def options_of(
     confidence: float, min_eye_distance: float, max_faces: int, order: str, keep: str, indices: str
 ) -> DetectOptions:
@@ -95,7 +126,7 @@ def find(
 
     kept: list[Faces] = []
     dropped: list[tuple[tuple[Face, str], ...]] = []
-    for start, stop in frames.chunks(most=_FRAMES_AT_ONCE):
+    for start, stop in frames.chunks(most=FRAMES_AT_ONCE):
         images = frames.part(start, stop)
         found = detector(list(images), replace(options, doubtful=True))
         similar = likeness(list(images), found) if likeness else [None] * len(found)

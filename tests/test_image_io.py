@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from idcodeformer.errors import BadImage, BadOption
+from idcodeformer.files import pixels
 from idcodeformer.files.metadata import Notes, with_jpeg_xmp
 from idcodeformer.files.reading import Picture, find_pictures, read
 from idcodeformer.files.transparency import fill_hidden
@@ -515,3 +516,17 @@ def test_lack_of_memory_is_told_as_that(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("idcodeformer.files.reading._eight_bit", fail)
     with pytest.raises(BadImage, match="does not fit into memory"):
         read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_strips_join_to_the_whole_picture(monkeypatch: pytest.MonkeyPatch, orientation: int, top: int) -> None:
+    monkeypatch.setattr(pixels, "_STRIP", 18)  # two rows of nine
+    stored = RNG.integers(0, top + 1, (7, 9, 4), dtype=np.uint8 if top == 255 else np.uint16)
+    wanted = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored.transpose(1, 0, 2)[::-1, ::-1], 8: np.rot90(stored, 1),
+    }[orientation]  # fmt: skip
+    frame = pixels.planes(lambda a, b: stored[a:b], 7, 9, 4, top, orientation)
+    assert frame.is_contiguous() and float(frame.max()) <= 1
+    np.testing.assert_array_equal(pixels.to_levels(frame[0, :3], top, alpha=frame[0, 3:]), wanted)

@@ -91,7 +91,7 @@ def load_galleries(
         known = known[:1]
     if Path(source).is_file():  # pipeline.guide is the one that made it, or was named
         return [load_people(source, None, pipeline.guide or known[0])]
-    galleries = [load_people(source, pipeline.detector, one) for one in known]
+    galleries = [load_people(source, pipeline.detector, one, remember=True) for one in known]
     for doubt in galleries[0].doubts if tell is not None else ():
         tell(f"{'doubtful' if doubt.kept else 'left out'}: {doubt.photo}: {doubt.reason}")
     return galleries

@@ -127,7 +127,8 @@ def _people(args: argparse.Namespace) -> bytes | None:
     from ..identity.people import load_people, save_people
     from ..identity.recogniser import load_recogniser
 
-    people = load_people(path, load_detector(args.detector, args.device), load_recogniser(args.recogniser, args.device))
+    detector, recogniser = load_detector(args.detector, args.device), load_recogniser(args.recogniser, args.device)
+    people = load_people(path, detector, recogniser, remember=True)
     with tempfile.TemporaryDirectory() as folder:
         return save_people(people, Path(folder, "people.safetensors")).read_bytes()
 

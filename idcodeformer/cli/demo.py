@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ..batch.outcome import marked
 from ..detection.selection import select
+from ..files.pixels import to_levels
 from ..files.reading import Picture, read
-from ..files.writing import to_levels, write, write_bytes
+from ..files.writing import write, write_bytes
 from ..geometry.alignment import align
 from ..geometry.warping import warp
 from ..guidance.optimise import GuidanceOptions

@@ -40,7 +40,7 @@ def with_origin(data: bytes, kind: str, origin: str) -> bytes:
     mark = _MARK + origin.encode()
     if kind == "PNG":  # an ancillary, private chunk, not safe to copy (PNG specification, section 5.4), before IEND
         chunk = struct.pack(">I", len(mark)) + b"idCF" + mark + struct.pack(">I", zlib.crc32(b"idCF" + mark))
-        return data[:-12] + chunk + data[-12:]
+        return b"".join((memoryview(data)[:-12], chunk, memoryview(data)[-12:]))
     if kind == "JPEG":  # APP9 behind SOI and the JFIF segment
         at = 4 + struct.unpack_from(">H", data, 4)[0] if data[2:4] == b"\xff\xe0" else 2
         return data[:at] + b"\xff\xe9" + struct.pack(">H", len(mark) + 2) + mark + data[at:]

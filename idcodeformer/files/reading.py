@@ -18,6 +18,7 @@ from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
 from .limits import VARIABLE, formats, most_pixels
 from .metadata import Notes, dpi_of, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
+from .pixels import planes, planes_of
 from .transparency import fill_hidden
 
 if TYPE_CHECKING:
@@ -152,16 +153,18 @@ def _decode(data: bytes, path: Path) -> Picture:
         if count > 1 and image.format in _ANIMATED:
             return _decode_animation(image, path, common | {"suffix": _ANIMATED[image.format]})
         if image.mode == "I" or image.mode.startswith("I;16"):
-            frame, alpha, facts = _gray16(image)
+            frame, alpha, facts = _gray16(image, orientation)
         elif _is_16_bit_colour(image, data):
             image.load()  # OpenCV fills what is missing of a truncated file with gray; Pillow notices
-            frame, alpha, facts = _colour16(_unturned(data, image.format), path)
+            facts = {"icc": image.info.get("icc_profile"), "bits": 16, "notes": read_notes(image)}
+            image.close()  # what Pillow made of the pixels would stay in memory beside them
+            frame, alpha, one = _colour16(_unturned(data, image.format), path, orientation)
+            facts["gray"] = one or image.mode in ("L", "LA")
         else:
-            frame, alpha, facts = _eight_bit(image)
-        frame, alpha = (_upright(part, orientation) for part in (frame, alpha))
+            frame, alpha, facts = _eight_bit(image, orientation)
         if alpha is not None:
             frame = fill_hidden(frame, alpha)
-        return Picture(frame, alpha, notes=read_notes(image), **(common | facts))
+        return Picture(frame, alpha, **(common | {"notes": facts.get("notes") or read_notes(image)} | facts))
 
 
 def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Picture:
@@ -172,7 +175,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
     poster = bool(getattr(image, "default_image", False))
     frames, alphas, durations = [], [], []
     for frame in ImageSequence.Iterator(image):
-        rgba = _to_tensor(frame.convert("RGBA"))
+        rgba = planes_of(frame.convert("RGBA"))
         if not (poster and not frames):
             durations.append(int(frame.info.get("duration", 100)) or 100)  # known once the frame is decoded
         frames.append(rgba[:, :3])
@@ -198,17 +201,16 @@ def _loop(image: Image) -> int | None:
     return None if count == 1 and image.format != "GIF" else int(count)
 
 
-def _eight_bit(image: Image) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+def _eight_bit(image: Image, orientation: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Frame, alpha and what is special, of any mode with up to 8 bits."""
     icc = image.info.get("icc_profile")
     gray = image.mode in ("L", "LA", "La", "1")
     if image.mode == "CMYK":
-        return _to_tensor(_cmyk_to_rgb(image, icc)), None, {"icc": None}
+        return planes_of(_cmyk_to_rgb(image, icc), orientation), None, {"icc": None}
     transparent = image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info
-    if not transparent:
-        return _to_tensor(image.convert("RGB")), None, {"icc": icc, "gray": gray}
-    rgba = _to_tensor(image.convert("RGBA"))
-    return rgba[:, :3], rgba[:, 3:], {"icc": icc, "gray": gray}
+    mode = "RGBA" if transparent else "RGB"
+    pixels = planes_of(image if image.mode == mode else image.convert(mode), orientation)
+    return pixels[:, :3], pixels[:, 3:] if transparent else None, {"icc": icc, "gray": gray}
 
 
 def _cmyk_to_rgb(image: Image, icc: bytes | None) -> Image:
@@ -224,14 +226,14 @@ def _cmyk_to_rgb(image: Image, icc: bytes | None) -> Image:
     return converted if converted is not None else image.convert("RGB")
 
 
-def _gray16(image: Image) -> tuple[Tensor, None, dict[str, Any]]:
+def _gray16(image: Image, orientation: int) -> tuple[Tensor, None, dict[str, Any]]:
     import numpy as np
 
-    values = np.asarray(image).astype(np.float32)
+    values = np.asarray(image)
     if values.max(initial=0) > 65535 or values.min(initial=0) < 0:
         raise BadImage("The picture has 32-bit pixels; save it as 8- or 16-bit first.")
-    frame = torch.from_numpy(values / 65535)[None, None].expand(-1, 3, -1, -1)
-    return frame, None, {"icc": image.info.get("icc_profile"), "gray": True, "bits": 16}
+    frame = planes(lambda a, b: values[a:b], *values.shape, 1, 65535, orientation).expand(-1, 3, -1, -1)
+    return frame.contiguous(), None, {"icc": image.info.get("icc_profile"), "gray": True, "bits": 16}
 
 
 def _is_16_bit_colour(image: Image, data: bytes) -> bool:
@@ -242,7 +244,7 @@ def _is_16_bit_colour(image: Image, data: bytes) -> bool:
     return max(bits) == 16 and image.mode in ("RGB", "RGBA", "RGBX")
 
 
-def _unturned(data: bytes, kind: str | None) -> bytes:
+def _unturned(data: bytes, kind: str | None) -> bytes | bytearray:
     """A TIFF file with Orientation = 1 in its first directory: OpenCV turns TIFFs itself, whatever it is asked.
 
     TIFF 6.0, section 2: entries of 12 bytes behind a count of 2; BigTIFF: entries of 20 bytes behind a count of 8.
@@ -254,43 +256,28 @@ def _unturned(data: bytes, kind: str | None) -> bytes:
     start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
     first, length = start + (8 if big else 2), 20 if big else 12
+    places = [first + n * length for n in range(count)]
+    tags = [entry for entry in places if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION]
+    if not tags:  # a scan of 600 MB is not copied for nothing
+        return data
     patched = bytearray(data)
-    for entry in range(first, first + count * length, length):
-        if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION:
-            struct.pack_into(order + "H", patched, entry + (12 if big else 8), 1)
-    return bytes(patched)
+    for entry in tags:
+        struct.pack_into(order + "H", patched, entry + (12 if big else 8), 1)
+    return patched
 
 
-def _colour16(data: bytes, path: Path) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+def _colour16(data: bytes | bytearray, path: Path, orientation: int) -> tuple[Tensor, Tensor | None, bool]:
+    """Frame, alpha, and whether there is one channel only."""
     import cv2
     import numpy as np
-    from PIL import Image
 
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise BadImage(f"{path} is a 16-bit file that OpenCV cannot read; save it as PNG first.")
-    if array.ndim == 2:
-        array = array[:, :, None]
-    tensor = torch.from_numpy(array.astype(np.float32) / (65535 if array.dtype == np.uint16 else 255))
-    tensor = tensor.permute(2, 0, 1)[None]
-    channels = tensor.shape[1]
-    with Image.open(io.BytesIO(data)) as image:
-        icc, gray = image.info.get("icc_profile"), image.mode in ("L", "LA") or channels == 1
-    frame = tensor.expand(-1, 3, -1, -1) if channels == 1 else tensor[:, [2, 1, 0]]
-    return frame, tensor[:, 3:] if channels == 4 else None, {"icc": icc, "gray": gray, "bits": 16}
-
-
-def _to_tensor(image: Image) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div_(255)
-
-
-def _upright(part: Tensor | None, orientation: int) -> Tensor | None:
-    """Undo the rotation of the camera (Exif 2.3, table 6: values 1 to 8)."""
-    if part is None:
-        return None
-    if orientation in (5, 6, 7, 8):
-        part = part.transpose(-1, -2)
-    flips = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}.get(orientation, ())
-    return part.flip(flips).contiguous() if flips else part.contiguous()
+    array = array[:, :, None] if array.ndim == 2 else array
+    height, width, channels = array.shape
+    top = 65535 if array.dtype == np.uint16 else 255
+    bgr = {1: slice(None), 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    pixels = planes(lambda a, b: array[a:b][:, :, bgr], height, width, channels, top, orientation)
+    frame = pixels.expand(-1, 3, -1, -1).contiguous() if channels == 1 else pixels[:, :3]
+    return frame, pixels[:, 3:] if channels == 4 else None, channels == 1

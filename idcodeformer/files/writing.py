@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from .marks import mark_alone, with_comment_mark, with_xmp_mark
 from .metadata import Notes, exif_for, jpeg_comment, png_chunks, with_jpeg_xmp
 from .origin import with_origin
+from .pixels import to_levels
 from .reading import Picture
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
@@ -47,7 +48,7 @@ def encode(name: str | Path, picture: Picture) -> bytes:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise BadOption(f"{path.name}: pictures are written as {', '.join(sorted(FORMATS))}; choose one of these.")
-    if not bool(torch.isfinite(picture.frames).all()):
+    if not bool(torch.isfinite(torch.stack(picture.frames.aminmax())).all()):  # NaN passes on, and nothing is copied
         raise BadImage(f"The result for {path} holds NaN or infinite pixels and is not written; try precision fp32.")
     if picture.alpha is not None and kind == "JPEG":
         raise BadOption(f"{path.name} would lose its transparency as JPEG; choose the format png or webp.")
@@ -145,7 +146,10 @@ def _encode(picture: Picture, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
     data = buffer.getvalue()
-    return with_jpeg_xmp(data, picture.notes.xmp) if kind == "JPEG" else data
+    if kind != "JPEG":
+        return data
+    whole = with_jpeg_xmp(data, with_xmp_mark(picture.notes).xmp)
+    return whole if len(whole) > len(data) else with_jpeg_xmp(data, mark_alone(picture.notes))
 
 
 def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
@@ -157,8 +161,8 @@ def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
         extra["dpi"] = tuple(float(value) for value in picture.dpi)
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind == "WEBP" and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
+    elif kind == "WEBP" and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
     elif kind == "JPEG" and (comment := jpeg_comment(picture.notes)):
         extra["comment"] = comment
     quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95, "method": 4}}
@@ -195,10 +199,10 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["exif"] = exif
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind in ("WEBP", "AVIF") and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
-    elif kind == "GIF" and picture.notes.comment:
-        extra["comment"] = picture.notes.comment
+    elif kind in ("WEBP", "AVIF") and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
+    elif kind == "GIF" and (comment := with_comment_mark(picture.notes).comment):
+        extra["comment"] = comment
     if picture.poster and kind == "PNG":
         extra["default_image"] = True
     elif picture.poster:
@@ -216,23 +220,15 @@ def _standing(picture: Picture) -> list[int]:
 
 
 def _spread(frames: Tensor) -> Tensor:
-    return (frames.amax(dim=1) - frames.amin(dim=1)).amax()
-
-
-def to_levels(pixels: Tensor, levels: int = 255) -> np.ndarray:
-    """[C,H,W] in [0,1] -> [H,W,C] integers, clamped and rounded (truncating would darken by half a level)."""
-    import numpy as np
-
-    # One copy, then in place: an 8K picture is 400 MB.
-    array = pixels.detach().cpu().float().clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy()
-    return array.astype(np.uint8 if levels == 255 else np.uint16)
+    """The largest difference between the channels of a pixel, looked for a strip at a time."""
+    return torch.stack([(rows.amax(1) - rows.amin(1)).amax() for rows in frames.split(256, dim=2)]).amax()
 
 
 def _to_image(frame: Tensor, alpha: Tensor | None, gray: bool) -> Image:
     from PIL import Image
 
     channels = frame[:1] if gray else frame
-    array = to_levels(channels if alpha is None else torch.cat([channels, alpha.to(channels)]))
+    array = to_levels(channels, alpha=alpha)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
@@ -240,14 +236,15 @@ def _encode_png16(picture: Picture, gray: bool, icc: bytes | None) -> bytes:
     """Pillow writes no 16-bit colour and OpenCV no metadata, so the chunks are added to OpenCV's file."""
     import cv2
 
-    channels = picture.frames[0][:1] if gray and picture.alpha is None else picture.frames[0][[2, 1, 0]]
-    if picture.alpha is not None:
-        channels = torch.cat([channels, picture.alpha[0].to(channels)])
-    done, encoded = cv2.imencode(".png", to_levels(channels, 65535), [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    alpha = None if picture.alpha is None else picture.alpha[0]
+    levels = to_levels(picture.frames[0][:1] if gray and alpha is None else picture.frames[0], 65535, alpha)
+    if levels.shape[2] > 1:
+        levels[:, :, :3] = levels[:, :, 2::-1]
+    done, encoded = cv2.imencode(".png", levels, [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    del levels
     if not done:
         raise BadImage("OpenCV could not encode a 16-bit PNG; choose the format jpg or webp.")
-    data = encoded.tobytes()
-    extra = b""
+    data, extra = memoryview(encoded), b""
     if icc:
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if picture.dpi:
@@ -257,7 +254,7 @@ def _encode_png16(picture: Picture, gray: bool, icc: bytes | None) -> bytes:
         extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     extra += b"".join(_chunk(kind, body) for kind, body in png_chunks(picture.notes))
     header_end = 8 + 25  # signature, then the IHDR chunk (PNG specification, sections 5.2 and 11.2.2)
-    return data[:header_end] + extra + data[header_end:]
+    return b"".join((data[:header_end], extra, data[header_end:]))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -24,7 +24,7 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
-        "frames", "large_faces", "grain", "identity_target",
+        "frames", "large_faces", "grain", "identity_target", "fidelities",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
@@ -35,6 +35,8 @@ FOREVER = {
         "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
         "min_identity",
     ],
+    "IDCodeFormerFacesFromBoxes": ["image", "found", "detector"],
+    "IDCodeFormerFacesToSegs": ["image", "faces", "crop_factor"],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
@@ -44,6 +46,8 @@ OUTPUTS = {
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
     "IDCodeFormerPasteFaces": ("IMAGE", "MASK"),
     "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
+    "IDCodeFormerFacesFromBoxes": ("FACES", "INT", "IMAGE", "MASK", "IMAGE"),
+    "IDCodeFormerFacesToSegs": ("SEGS", "BOUNDING_BOX"),
 }
 
 
