@@ -72,6 +72,7 @@ class FacePipeline:
         guidance: GuidanceOptions | None = None,
         people: Galleries | None = None,
         others: Sequence[Faces] | None = None,
+        in_place: bool = False,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -84,6 +85,7 @@ class FacePipeline:
         the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
         gallery that they are; the report says what it did to each.
         ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
+        ``in_place``: pictures may be written into: float32 ones that keep their size and device become the results.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -114,7 +116,7 @@ class FacePipeline:
         device = self._device(batch)
         shown = found if others is None else tuple((*a, *b) for a, b in zip(found, others))
         pasted, shares = paste(
-            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own
+            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own, in_place
         )
         return Restoration(pasted, shares, found, crops, after, report)
 
