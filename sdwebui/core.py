@@ -58,6 +58,9 @@ class Wishes:
     upscale: float = 1.0
     guidance_steps: int = 0  # towards the person on the reference photos; 0: none
     guidance_strength: float = 1.0
+    large_faces: str = "auto"  # faces larger than the network: auto, restore, keep or skip
+    grain: str = "auto"  # auto, on or off
+    colour: str = "low_band"  # low_band, adain or off
 
     def guidance(self) -> GuidanceOptions | None:
         """How faces are guided towards the reference photos; None for not at all. Raises BadOption."""
@@ -70,7 +73,7 @@ class Wishes:
             raise BadOption(f"The gray mode is '{self.gray}'; choose auto, force or off.")
         return RestoreOptions(
             w=self.fidelity, strength=self.visibility, upscale=self.upscale, gray=self.gray,
-            min_identity=self.minimum_identity,
+            min_identity=self.minimum_identity, large_faces=self.large_faces, grain=self.grain, colour=self.colour,
         )  # fmt: skip
 
     def detect_options(self) -> DetectOptions:

@@ -133,7 +133,8 @@ def _add_faces(sub: argparse.ArgumentParser) -> None:
     faces.add_argument("--min-eye-distance", type=float, default=5.0, metavar="PX", help="default 5")
     faces.add_argument("--max-faces", type=int, default=0, metavar="N", help="per picture; 0 = no limit")
     faces.add_argument("--order", choices=get_args(Order), default="size")
-    faces.add_argument("--keep", choices=("all", "largest", "centre"), default="all")
+    faces.add_argument("--keep", choices=("all", "largest", "centre", "person"), default="all",
+                       help="person: of clips, those who are on --reference or in --people")
     faces.add_argument("--only-center-face", action="store_true", help="same as --keep centre")
 
 
