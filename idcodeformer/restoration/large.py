@@ -79,6 +79,26 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
     return out
 
 
+def fitted(pictures: Tensor, side: int, options: RestoreOptions) -> tuple[Tensor, LargeFace | None]:
+    """Aligned pictures [N,3,H,W] of one size as crops [N,3,side,side], and what becomes of them where they are larger.
+
+    They are judged together: the frames of one animation are restored or left alike.
+    """
+    high, wide = pictures.shape[-2:]
+    if (high, wide) == (side, side) or not len(pictures):
+        return pictures, None
+    seen = F.interpolate(pictures, (side, side), mode="area")
+    judged = judge_large(seen, [min(high, wide) / side] * len(seen), options)
+    crops = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return crops, next((face for face in judged if face is not None), None)
+
+
+def under_own_detail(pictures: Tensor, crops: Tensor, restored: Tensor) -> Tensor:
+    """Pictures [N,3,H,W] with what restoring changed in their crops [N,3,S,S], and no detail lost."""
+    change = F.interpolate(restored - crops, pictures.shape[-2:], mode="bicubic", antialias=True)
+    return (pictures + change).clamp(0, 1)
+
+
 def judge_track(detail: float, scale: float, side: int, options: RestoreOptions) -> LargeFace | None:
     """As ``judge_large``, for a face whose ``fine_detail`` and scale (picture px per crop px) are known."""
     mode = options.large_faces
