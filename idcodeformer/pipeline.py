@@ -73,6 +73,7 @@ class FacePipeline:
         people: Galleries | None = None,
         others: Sequence[Faces] | None = None,
         fidelities: Sequence[Sequence[float]] | None = None,
+        in_place: bool = False,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
 
@@ -86,6 +87,7 @@ class FacePipeline:
         gallery that they are; the report says what it did to each.
         ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
         ``fidelities``: for each of ``faces`` its own w in [0,1], image by image, in place of that of ``options``.
+        ``in_place``: pictures may be written into: float32 ones that keep their size and device become the results.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
@@ -117,7 +119,7 @@ class FacePipeline:
         device = self._device(batch)
         shown = found if others is None else tuple((*a, *b) for a, b in zip(found, others))
         pasted, shares = paste(
-            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own
+            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own, in_place
         )
         return Restoration(pasted, shares, found, crops, after, report)
 

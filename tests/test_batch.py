@@ -14,6 +14,7 @@ from PIL import Image
 from idcodeformer.batch import ModelChoice, RestoreJob, RestoreSettings
 from idcodeformer.cli import main
 from idcodeformer.errors import BadOption
+from idcodeformer.files.reading import read
 from idcodeformer.guidance.optimise import GuidanceOptions
 from idcodeformer.types import DetectOptions, RestoreOptions
 
@@ -114,3 +115,32 @@ def _plain_gray() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_files_are_restored_in_place_and_pictures_of_a_caller_are_not(
+    models: ModelChoice, picture: bytes, tmp_path: Path
+) -> None:
+    wide = np.zeros((240, 600, 3), np.uint8)
+    wide[:, :240], wide[:, 240:] = pixels(picture), np.random.default_rng(1).integers(0, 256, (240, 360, 3))
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    job = RestoreJob(RestoreSettings(models=models, out=tmp_path)).load()
+    read_in = read(tmp_path / "a.png")
+    before = read_in.frames.clone()
+    kept = job.restore(read_in)
+    assert torch.equal(read_in.frames, before) and kept.picture.frames.data_ptr() != read_in.frames.data_ptr()
+    written = []
+    pipeline = job.pipeline
+
+    def seen(images, *args, **kwargs):
+        result = pipeline(images, *args, **kwargs)
+        written.append(result.images[0].data_ptr() == images[0].data_ptr())
+        return result
+
+    job.pipeline = seen
+    told = job.attempt(tmp_path / "a.png", Path("a"))
+    assert told.status == "restored" and written == [True]
+    after = pixels(Path(told.output).read_bytes())
+    np.testing.assert_array_equal(after[:, 400:], wide[:, 400:])  # beyond the crop's square: every byte
+    wanted = (kept.picture.frames[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(after, wanted)
+    assert (after[:, :240] != wide[:, :240]).any()

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from idcodeformer.compositing.blend import paste
 from idcodeformer.errors import BadOption
 from idcodeformer.geometry.alignment import align
+from idcodeformer.geometry.resizing import resize
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.runtime import memory
@@ -31,6 +33,22 @@ class NoFloat64(TorchFunctionMode):
         return result.as_subclass(torch.Tensor) if away and name == "cpu" else result
 
 
+class NoAntiAlias(TorchFunctionMode):
+    """Raises as MPS does, without PYTORCH_ENABLE_MPS_FALLBACK, where a tensor from elsewhere is resized so."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        there = args and isinstance(args[0], Elsewhere)
+        if there and func is F.interpolate and kwargs.get("antialias"):
+            raise NotImplementedError("The operator 'aten::_upsample_bilinear2d_aa.out' is not implemented for MPS.")
+        if there and getattr(func, "__self__", None) is torch.Tensor.device:
+            return torch.device("mps")
+        if func is torch.Tensor.to and args[1] == torch.device("mps"):
+            return args[0].as_subclass(Elsewhere)
+        result = func(*args, **kwargs)
+        return result.as_subclass(torch.Tensor) if there and getattr(func, "__name__", "") == "cpu" else result
+
+
 def away(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_subclass(Elsewhere)
 
@@ -48,6 +66,17 @@ def test_the_stand_in_refuses_what_it_should() -> None:
         with pytest.raises(TypeError):
             away(torch.ones(2)).to(torch.float64)
         assert away(torch.ones(2)).cpu().double().dtype == torch.float64
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_what_a_device_cannot_resize_the_cpu_does(mode) -> None:
+    pixels = torch.rand(1, 3, 30, 40)
+    with NoAntiAlias():
+        with pytest.raises(NotImplementedError):
+            F.interpolate(away(pixels), (10, 12), mode=mode, antialias=True)
+        found = resize(away(pixels), (10, 12), mode)
+    assert isinstance(found, Elsewhere)
+    assert torch.equal(found.as_subclass(torch.Tensor), F.interpolate(pixels, (10, 12), mode=mode, antialias=True))
 
 
 def test_a_picture_without_a_face_is_pasted(face) -> None:

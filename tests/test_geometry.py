@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from idcodeformer.errors import BadOption
+from idcodeformer.geometry import resizing
 from idcodeformer.geometry.templates import (
     ARCFACE_112,
     FFHQ_512,
@@ -239,3 +240,12 @@ def test_arcface_crop_is_antialiased_and_differentiable() -> None:
     assert crop.shape == (1, 3, 112, 112) and crop.std() < 0.02
     crop.sum().backward()
     assert checker.grad[0, 0, 256, 256] > 0 and checker.grad[0, 0, 5, 5] == 0
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_large_pictures_are_resized_channel_by_channel_alike(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    pixels = torch.rand(2, 3, 37, 53, generator=torch.Generator().manual_seed(1))
+    wanted = torch.nn.functional.interpolate(pixels, (20, 61), mode=mode, antialias=True)
+    assert torch.equal(resizing.resize(pixels, (20, 61), mode), wanted)
+    monkeypatch.setattr(resizing, "_WHOLE", 1)
+    assert torch.equal(resizing.resize(pixels, (20, 61), mode), wanted)

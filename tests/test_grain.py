@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from idcodeformer.compositing.grain import _white, add_grain
+from idcodeformer.compositing.grain import _white, add_grain, surroundings
 from idcodeformer.files.reading import read
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.pipeline import FacePipeline
@@ -86,7 +86,7 @@ def test_no_grain_is_made_up(clean: Tensor, side: int) -> None:
     share = torch.zeros(1, side, side)
     share[:, box[1] : box[3], box[0] : box[2]] = 1
     before = canvas.clone()
-    add_grain(canvas, image, share, box, 1)
+    add_grain(canvas, surroundings(image, box), share, box, 1)
     assert float((canvas - before).abs().max()) * 255 < 0.5
 
 

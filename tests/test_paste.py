@@ -434,3 +434,21 @@ def test_what_counts_as_untouched_fades_out(change, share):
 
     before = torch.rand(3, 16, 16) / 2
     assert float(_untouched(before, before + change * 0.5 / 255)) == pytest.approx(share, abs=1e-3)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_pasting_in_place_is_pasting(gray):
+    image = picture(100, 120, coarse=3)
+    image = image.mean(0).expand(3, -1, -1).clone() if gray else image  # monochrome faces get grain
+    crops = crops_of(image, face(40, 50, 60), face(70, 50, 60))
+    smooth = F.avg_pool2d(crops.pixels, 5, 1, 2)
+    (wanted,), (mask,) = paste([image], crops, smooth)
+    work = image.clone()
+    (found,), (same_mask,) = paste([work], crops, smooth, in_place=True)
+    assert found.data_ptr() == work.data_ptr() and not torch.equal(found, image)
+    assert torch.equal(found, wanted) and torch.equal(same_mask, mask)
+    assert torch.equal(found[:, mask[0] == 0], image[:, mask[0] == 0])
+    before = image.clone()
+    for other in (RestoreOptions(upscale=2), RestoreOptions()):
+        paste([image], crops, smooth, other, in_place=other.upscale > 1)
+        assert torch.equal(image, before)

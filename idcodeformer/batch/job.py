@@ -2,30 +2,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption, IDCodeFormerError
-from ..files.origin import fingerprint, origin_of
 from ..files.reading import Picture, decode, read
 from ..files.writing import check_size, encode, write
+from ..geometry.resizing import resize
 from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import SMALLEST_CROP
 from ..types import Embeddings, Progress, Restoration
 from .models import default_model, embed_person, load_galleries, load_pipeline
+from .naming import ending_of, free_name, out_of, result_file
 from .outcome import COMPARE, CROPPED, FINAL, RESTORED, Outcome, Restored, marked
+from .overlap import Overlap
 from .settings import RestoreSettings
 
 if TYPE_CHECKING:
     from ..identity.known import Galleries
     from ..pipeline import FacePipeline
 
+
+
+@dataclass(eq=False)
+class Step:
+    """One file on its way."""
+
+    path: Path
+    outcome: Outcome
+    free: Path | None = None  # where its result goes; None: nowhere, it is there or cannot be
+    picture: Picture | None = None
+    restored: Restored | None = None
 
 
 class RestoreJob:
@@ -92,26 +104,75 @@ class RestoreJob:
         """Restore a picture in memory (frames [F,3,H,W] in [0,1]). Raises what the pipeline raises."""
         if isinstance(picture, Tensor):
             picture = Picture(picture)
-        return self._crop(picture, progress) if self.settings.aligned else self._whole(picture, progress)
+        return self._restored(picture, progress)
+
+    def _restored(self, picture: Picture, progress: Progress | None, own: bool = False) -> Restored:
+        """``own``: the picture is ours and may be written into."""
+        return self._crop(picture, progress) if self.settings.aligned else self._whole(picture, progress, own)
 
     def attempt(self, path: Path, target: Path, progress: Progress | None = None) -> Outcome:
         """Restore one file into the output folder; whatever goes wrong with it is told in the outcome."""
+        step = self.begin(path, target)
+        self.read(step)
+        self.work(step, progress)
+        return self.finish(step)
+
+    def attempt_all(
+        self,
+        pairs: Iterable[tuple[Path, Path]],
+        done: Callable[[Outcome], None],
+        progress: Callable[[int], Progress] | None = None,
+    ) -> None:
+        """``attempt`` for (file, target) of ``pairs``, files being read and written while the networks run.
+
+        ``done(outcome)`` in that order, ``progress(number)`` gives the progress of each; see ``Overlap.run``.
+        """
+        Overlap(self).run(pairs, done, progress)
+
+    def begin(self, path: Path, target: Path) -> Step:
+        """Where the result goes. ``read``, ``work`` and ``finish`` do nothing where an earlier part of it failed."""
+        step = Step(path, Outcome(str(path)))
+
+        def look(outcome: Outcome) -> None:
+            step.free = free_name(self.settings, self._folder, path, target, outcome)
+
+        self._told(step.outcome, look)
+        return step
+
+    def read(self, step: Step) -> None:
+        """The picture of the file."""
 
         def work(outcome: Outcome) -> None:
-            folder = RESTORED if self.settings.aligned else FINAL
-            free = self._is_kept(folder, path, target, outcome)
-            if free is None:
-                return
-            picture = read(path)
-            file = self._file(folder, free, picture)
-            self._check(file, picture, outcome)
-            restored = self.restore(picture, progress)
-            self._extras(free, picture, restored)
-            outcome.faces = [face.to_dict() for face in restored.faces]
-            outcome.output = str(write(file, restored.picture, self.settings.overwrite))
-            outcome.status = restored.status
+            step.picture = read(step.path)
+            self._check(result_file(self.settings, self._folder, step.free, step.picture), step.picture, outcome)
 
-        return self._told(str(path), work)
+        if step.free is not None and not step.outcome.error:
+            self._told(step.outcome, work)
+
+    def work(self, step: Step, progress: Progress | None = None) -> None:
+        """The restored picture; runs the networks."""
+
+        def work(outcome: Outcome) -> None:
+            own = not self.settings.compare  # the sheet shows what was
+            step.restored = self._restored(step.picture, progress, own)
+            outcome.faces = [face.to_dict() for face in step.restored.faces]
+
+        if step.picture is not None and not step.outcome.error:
+            self._told(step.outcome, work)
+
+    def finish(self, step: Step) -> Outcome:
+        """Write the result and what else is asked for; the step lets go of its pictures."""
+
+        def work(outcome: Outcome) -> None:
+            self._extras(step.free, step.picture, step.restored)
+            file = result_file(self.settings, self._folder, step.free, step.picture)
+            outcome.output = str(write(file, step.restored.picture, self.settings.overwrite))
+            outcome.status = step.restored.status
+
+        if step.restored is not None and not step.outcome.error:
+            self._told(step.outcome, work)
+        step.picture = step.restored = None
+        return step.outcome
 
     def attempt_bytes(
         self, data: bytes, name: str = "picture", progress: Progress | None = None
@@ -121,18 +182,20 @@ class RestoreJob:
 
         def work(outcome: Outcome) -> None:
             picture = decode(data, name)
-            file = Path(Path(name).stem + self._ending(picture))
+            file = Path(Path(name).stem + ending_of(self.settings, picture))
             self._check(file, picture, outcome)
-            restored = self.restore(picture, progress)
+            restored = self._restored(picture, progress, own=True)
             outcome.faces = [face.to_dict() for face in restored.faces]
             results.append(encode(file, restored.picture))
             outcome.status = restored.status
 
-        outcome = self._told(name, work)
+        outcome = Outcome(name)
+        self._told(outcome, work)
         return (results[0] if results else b""), outcome
 
-    def _told(self, name: str, work: Callable[[Outcome], None]) -> Outcome:
-        outcome, start = Outcome(name), time.perf_counter()
+    def _told(self, outcome: Outcome, work: Callable[[Outcome], None]) -> None:
+        """``work(outcome)``, with the time it takes and what goes wrong."""
+        name, start = outcome.input, time.perf_counter()
         try:
             work(outcome)
         except Exception as error:  # told and counted; the other pictures go on
@@ -142,8 +205,8 @@ class RestoreJob:
             if is_out_of_memory(error):
                 told = f"{name} does not fit into memory; close other programs or scale it down."
             outcome.error = told if name in told else f"{name}: {told}"
-        outcome.seconds = round(time.perf_counter() - start, 3)
-        return outcome
+            outcome.status = "failed"
+        outcome.seconds = round(outcome.seconds + time.perf_counter() - start, 3)
 
     def _check(self, file: Path, picture: Picture, outcome: Outcome) -> None:
         """Refuse before any work what could not be restored or written."""
@@ -156,7 +219,7 @@ class RestoreJob:
                 f"{outcome.input} is {picture.size[1]}x{picture.size[0]} px, too small for a crop of a face."
             )
 
-    def _whole(self, picture: Picture, progress: Progress | None) -> Restored:
+    def _whole(self, picture: Picture, progress: Progress | None, own: bool) -> Restored:
         settings = self.settings
         result = self._loaded()(
             list(picture.frames),
@@ -167,8 +230,9 @@ class RestoreJob:
             progress=progress,
             guidance=settings.guidance,
             people=self.people,
+            in_place=own,
         )
-        frames = result.images[0][None] if len(result.images) == 1 else torch.stack(result.images)
+        frames = _stacked(result.images, picture.frames)
         restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
         return Restored(marked(restored, result.report, self.model), result.report, result)
 
@@ -186,41 +250,9 @@ class RestoreJob:
         assert self.pipeline is not None
         return self.pipeline
 
-    def _out(self) -> Path:
-        if self.settings.out is None:
-            raise BadOption("No output folder is named; give settings with out=, or use attempt_bytes.")
-        return self.settings.out
-
-    def _is_kept(self, folder: str, source: Path, target: Path, outcome: Outcome) -> Path | None:
-        """Where the result goes, None where it is there already; found out before any work is done.
-
-        A result that bears the mark of another source (grandma.jpg where this is grandma.png) is not this one's.
-        """
-        settings, out = self.settings, self._out()
-        endings = [f".{settings.format}"] if settings.format else dict.fromkeys([".png", source.suffix.lower()])
-        own = fingerprint(source) if settings.skip_existing and source.is_file() else ""
-        ending = source.suffix.lstrip(".") or "file"
-        names = [target.name, f"{target.name}_{ending}", *(f"{target.name}_{ending}_{n}" for n in range(2, 100))]
-        for name in names:
-            files = [out / folder / target.with_name(f"{name}{settings.suffix}{end}") for end in endings]
-            there = [file for file in files if file.exists()]
-            if not there or settings.overwrite:
-                return target.with_name(name)
-            if not settings.skip_existing:
-                raise BadImage(f"{there[0]} exists already; add --overwrite or --skip-existing, or another output.")
-            if origin_of(there[0]) in ("", own):
-                outcome.status, outcome.output = "kept", str(there[0])
-                return None
-        raise BadImage(f"{source}: a hundred results bear this name; name another output folder.")
-
-    def _ending(self, picture: Picture) -> str:
-        if self.settings.format:
-            return f".{self.settings.format}"
-        return picture.suffix if len(picture.frames) > 1 else ".png"
-
-    def _file(self, folder: str, target: Path, picture: Picture) -> Path:
-        ending = self._ending(picture)
-        return self._out() / folder / target.with_name(f"{target.name}{self.settings.suffix}{ending}")
+    @property
+    def _folder(self) -> str:
+        return RESTORED if self.settings.aligned else FINAL
 
     def _extras(self, target: Path, picture: Picture, restored: Restored) -> None:
         """Crops and the sheet, where they are asked for."""
@@ -233,7 +265,7 @@ class RestoreJob:
             self._save_crops(target, result, len(picture.frames) > 1)
         if settings.compare:
             sheet = comparison(picture.frames, restored.picture.frames, result)
-            file = self._out() / COMPARE / target.with_name(f"{target.name}{settings.suffix}.png")
+            file = out_of(self.settings) / COMPARE / target.with_name(f"{target.name}{settings.suffix}.png")
             write(file, marked(Picture(sheet[None]), result.report, self.model), self.replace_extras)
 
     def _save_crops(self, target: Path, result: Restoration, animated: bool) -> None:
@@ -244,13 +276,20 @@ class RestoreJob:
             lines = [line for line in result.report if line.crop == index]
             parts = ((CROPPED, result.crops_in, "", []), (RESTORED, result.crops_out, self.settings.suffix, lines))
             for folder, crops, suffix, told in parts:
-                file = self._out() / folder / target.with_name(f"{stem}{suffix}.png")
+                file = out_of(self.settings) / folder / target.with_name(f"{stem}{suffix}.png")
                 face = marked(Picture(crops.pixels[index : index + 1].cpu()), told, self.model)
                 write(file, face, self.replace_extras)
+
+
+def _stacked(images: Sequence[Tensor], before: Tensor) -> Tensor:
+    """[F,...] of the frames of a picture; ``before`` itself where they were written into it."""
+    if all(image.data_ptr() == frame.data_ptr() for image, frame in zip(images, before)):
+        return before
+    return images[0][None] if len(images) == 1 else torch.stack(tuple(images))
 
 
 def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:
     size = like.shape[-2:]
     if alpha is None or alpha.shape[-2:] == size:
         return alpha
-    return F.interpolate(alpha, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return resize(alpha, size, "bicubic").clamp(0, 1)

@@ -203,6 +203,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")
     _add_recogniser(sub)
+    sub.set_defaults(recogniser="mobileface_v2")  # it guides, so that mini_recogniser can score
     _add_device(sub)
 
 

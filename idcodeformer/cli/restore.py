@@ -10,6 +10,8 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -236,26 +238,35 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
     clips = video.video_job(job, args) if any(video.is_clip(path, args) for path, _ in targets) else None
     layout = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} files [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
     with progress_bar(len(targets), "file", bar_format=layout, disable=None) as bar:
-        for number, (path, target) in enumerate(targets):
-            if clips is not None and video.is_clip(path, args):
-                outcome: Outcome = clips.attempt(path, target, video.progress_of(bar, number))
-                line = video.describe(outcome)
-            else:
-                outcome = job.attempt(path, target, _face_progress(bar, number))
-                line = describe(outcome, args.target_identity > 0)
+
+        def told(outcome: Outcome, line: str) -> None:
             outcomes.append(outcome)
             if report is not None:
                 report.add(outcome.entry())
-            bar.update(number + 1 - bar.n)
+            bar.update(max(0, len(outcomes) - bar.n))
             stream = sys.stderr if args.json == "-" or outcome.error else sys.stdout
             bar.write(printable(line), file=stream)
 
+        def picture(outcome: Outcome) -> None:
+            told(outcome, describe(outcome, args.target_identity > 0))
 
-def _face_progress(bar, number: int) -> Callable[[int, int, str], None]:
+        first = 0
+        for is_clip, group in groupby(targets, key=lambda pair: clips is not None and video.is_clip(pair[0], args)):
+            here = list(group)
+            if is_clip:
+                for number, (path, target) in enumerate(here, first):
+                    clip = clips.attempt(path, target, video.progress_of(bar, number))
+                    told(clip, video.describe(clip))
+            else:
+                job.attempt_all(here, picture, partial(_face_progress, bar, first))
+            first += len(here)
+
+
+def _face_progress(bar, first: int, number: int) -> Callable[[int, int, str], None]:
     def progress(done: int, total: int, what: str) -> None:
         bar.set_postfix_str(f"{what} {done}/{total}", refresh=False)
         if what == "restoring" and total:
-            bar.update(number + 0.95 * done / total - bar.n)
+            bar.update(max(0, first + number + 0.95 * done / total - bar.n))
 
     return progress
 

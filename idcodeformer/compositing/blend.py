@@ -10,16 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption
+from ..geometry.resizing import resize
 from ..geometry.warping import read_at
 from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
-from .grain import add_grain
+from .grain import add_grain, surroundings
 from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
@@ -51,6 +52,7 @@ def paste(
     device: torch.device | None = None,
     faces: Sequence[Faces] | None = None,
     own_detail: Sequence[bool] | None = None,
+    in_place: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
@@ -63,6 +65,7 @@ def paste(
     unless ``options.mask_shape`` is "square". Without ``faces`` it fills the square, as the reference's does.
     A crop that restoring changed by less than half a grey level on average leaves its place as it was. Where
     ``own_detail`` is true for a face, what its crop does not show of the picture stays: the change alone is added.
+    ``in_place``: float32 pictures that keep their size and device are written into, and are the results.
     """
     options = options or RestoreOptions()
     plan = plan_paste(crops, options.upscale, faces if options.mask_shape == "face" else None)
@@ -71,8 +74,9 @@ def paste(
         parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(_PARSED))
         parsed = torch.cat(list(parts))
     return paste_planned(
-        images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device, own_detail
-    )
+        images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device, own_detail,
+        in_place,
+    )  # fmt: skip
 
 
 def paste_planned(
@@ -87,6 +91,7 @@ def paste_planned(
     progress: Progress | None = None,
     device: torch.device | None = None,
     own_detail: Sequence[bool] | None = None,
+    in_place: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``paste`` after the host has done its part: from here on nothing waits for the device.
 
@@ -100,28 +105,42 @@ def paste_planned(
     out: list[Tensor] = []
     shares: list[Tensor] = []
     for number, (image, size, groups) in enumerate(zip(images, plan.sizes, plan.groups)):
-        if background is None or callable(background):
+        if in_place and background is None and _fits(image, size, device):
+            canvas = image.clamp_(0, 1)
+        elif background is None or callable(background):
             canvas = enlarged(image.to(device), size, background)
         else:
             canvas = background[number].to(device, torch.float32, copy=True)
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
-        share = torch.zeros(1, *size, device=device)
+        share = _zeros(size, device)
         grainy = _grainy(groups, pixels, kept, options, device)
-        clean = canvas.clone() if grainy else None
+        clean = [surroundings(canvas, region.box) for region, _ in grainy]
         for group in groups:
             layers = {
                 r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face]) for r in group.regions
             }
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
-        for region, amount in grainy:
-            add_grain(canvas, clean, share, region.box, 1000 * number + region.face, amount)
+        for (region, amount), before in zip(grainy, clean):
+            add_grain(canvas, before, share, region.box, 1000 * number + region.face, amount)
         out.append(canvas.to(image.device))
         shares.append(share.to(image.device))
         if progress:
             progress(number + 1, len(plan.sizes), "pasting")
     return tuple(out), tuple(shares)
+
+
+def _fits(image: Tensor, size: tuple[int, int], device: torch.device) -> bool:
+    """Whether a result of ``size`` can be written into ``image``."""
+    return tuple(image.shape[1:]) == size and image.dtype == torch.float32 and image.device == device
+
+
+def _zeros(size: tuple[int, int], device: torch.device) -> Tensor:
+    """[1,H,W]. On a CPU from NumPy, whose zeros take no memory before something is written to them."""
+    if device.type != "cpu":
+        return torch.zeros(1, *size, device=device)
+    return torch.from_numpy(np.zeros((1, *size), np.float32))
 
 
 def _grainy(
@@ -148,7 +167,7 @@ def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = N
         if picture.ndim != 4 or picture.shape[:2] != (1, 3):
             raise BadImage(f"The upscaler returned {list(picture.shape)}; it must return [1,3,k*H,k*W].")
     if tuple(picture.shape[2:]) != tuple(size):
-        picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
+        picture = resize(picture, size, "bicubic")
     return picture[0].clamp_(0, 1) if upscaler is None else picture[0].clamp(0, 1)
 
 
@@ -185,11 +204,11 @@ def _layer(
     if plan.antialias:
         side = min(side, max(1, round(plan.crop_size / region.density)))
     if side < source.shape[-1]:
-        source = F.interpolate(source, (side, side), mode="bicubic", antialias=True)
+        source = resize(source, (side, side), "bicubic")
     mask = masks.soft_square(region, plan.crop_size, plan.upscale, side, source.device)[None, None]
     if parsed is not None:
         shown = parsed[i : i + 1].to(device)
-        mask = torch.minimum(mask, F.interpolate(shown, (side, side), mode="bilinear", antialias=True))
+        mask = torch.minimum(mask, resize(shown, (side, side)))
     elif plan.face_shaped:
         mask = torch.minimum(mask, masks.face_mask(side, source.device))
     if region.neighbours:

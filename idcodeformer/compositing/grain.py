@@ -29,17 +29,18 @@ _DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
 def add_grain(
     canvas: Tensor, before: Tensor, share: Tensor, box: Box, seed: int, amount: Tensor | None = None
 ) -> None:
-    """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` [3,H,W] around it.
+    """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` around it.
 
-    ``before`` is the picture without the face, ``share`` [1,H,W] what was replaced of each pixel, ``amount`` a scalar
-    in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none, none is added.
+    ``before`` is the ``surroundings`` of the box without the face, ``share`` [1,H,W] what was replaced of each pixel,
+    ``amount`` a scalar in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none,
+    none is added.
     """
     x0, y0, x1, y1 = box
     around = _grown(box, canvas.shape[1:])
     window = (slice(None), slice(around[1], around[3]), slice(around[0], around[2]))
     if min(around[2] - around[0], around[3] - around[1]) < 2 * _BLOCK:
         return
-    there, here = (_Blocks(luminance(part[window][None])[0]) for part in (before, canvas))
+    there, here = (_Blocks(plane) for plane in (before, surroundings(canvas, box)))
     covered = there.mean_of(share[window][0])
     outside, inside = covered < 0.05, covered > 0.9
     wanted = there.grain(outside)
@@ -52,6 +53,12 @@ def add_grain(
     gain = (2 * mixed - mixed.square()).clamp(min=0).sqrt()  # (1 - m)^2 of the picture's own grain is there still
     canvas[part] += gain * noise * (1 if amount is None else amount)
     canvas[part].clamp_(0, 1)
+
+
+def surroundings(canvas: Tensor, box: Box) -> Tensor:
+    """[h,w] luminance of ``canvas`` [3,H,W] in ``box`` and around it, as far as grain is looked for."""
+    x0, y0, x1, y1 = _grown(box, canvas.shape[1:])
+    return luminance(canvas[None, :, y0:y1, x0:x1])[0]
 
 
 def _grown(box: Box, size: tuple[int, int]) -> Box:

@@ -5,10 +5,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import BadOption
 from ..geometry.face_shape import crop_distance
+from ..geometry.resizing import resize
 from .plan import Region
 
 # The reference erodes the square by 1/20 of its side and blurs it over as much (face_restoration_helper.py:433-451).
@@ -58,5 +58,5 @@ def user_mask(mask: Tensor, size: tuple[int, int], number: int) -> Tensor:
         raise BadOption(f"The mask of image {number} is {list(mask.shape)}; give [H,W] or [1,H,W].")
     mask = mask.float()
     if tuple(mask.shape[1:]) != tuple(size):
-        mask = F.interpolate(mask[None], size, mode="bilinear", antialias=True)[0]
+        mask = resize(mask[None], size)[0]
     return mask.clamp(0, 1)

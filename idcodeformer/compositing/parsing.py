@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption, MissingWeights
+from ..geometry.resizing import resize
 from ..networks.mini_parser import MiniParser
 from ..runtime.device import resolve_device
 from ..runtime.memory import in_batches
@@ -93,7 +94,7 @@ def soft_mask(labels: Tensor, classes: Sequence[int] | None = None, side: int | 
     bits = sum(1 << label for label in set(chosen))  # a shift by the label is faster than a table
     mask = ((torch.full_like(labels, bits, dtype=torch.int32) >> labels.int()) & 1).float()[:, None]
     if side is not None and side < labels.shape[-1]:
-        mask = F.interpolate(mask, (side, side), mode="bilinear", antialias=True)
+        mask = resize(mask, (side, side))
     mask = blur(mask, _FEATHER * mask.shape[-1] / 512, _RADIUS)
     edge = round(_EDGE * mask.shape[-1])
     if edge:
@@ -118,7 +119,7 @@ def blur(mask: Tensor, sigma: float, reach: float = 0.2) -> Tensor:
 def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(pixels.shape[2:]) == tuple(size):
         return pixels
-    return F.interpolate(pixels, tuple(size), mode="bilinear", antialias=True)
+    return resize(pixels, size)
 
 
 def load_parser(

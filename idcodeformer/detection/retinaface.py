@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import OutOfMemory
+from ..geometry.resizing import resize
 from ..runtime.device import resolve_device
 from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import check_images
@@ -276,7 +276,7 @@ def _resize(image: Tensor, size: tuple[int, int], device: torch.device) -> Tenso
     there = image[None].to(device).float()
     if tuple(image.shape[1:]) == size:
         return there
-    return F.interpolate(there, size, mode="bilinear", antialias=True)
+    return resize(there, size)
 
 
 def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..geometry.face_shape import face_distance
+from ..geometry.resizing import resize
 from ..geometry.templates import ffhq_template, fit_similarity
 from ..geometry.warping import warp
 from ..types import DetectOptions, Face, Faces
@@ -214,7 +215,7 @@ def _look_turned(see: See, image: Tensor, turns: tuple[int, ...], side: int, con
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
     pixels = image[None].float()
     if small != (height, width):
-        pixels = F.interpolate(pixels, small, mode="bilinear", antialias=True)
+        pixels = resize(pixels, small)
     views, maps = [], []
     longest = max(small)
     ratio = torch.tensor([small[1] / width, small[0] / height], dtype=torch.float64)

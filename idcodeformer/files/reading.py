@@ -67,6 +67,19 @@ def read(path: str | Path) -> Picture:
     return decode(_bytes_of(path), path)
 
 
+def pixels_in(path: Path) -> int:
+    """Pixels of all frames of a picture file by its header; 0 where that cannot be told."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats()) as image:
+                return image.width * image.height * getattr(image, "n_frames", 1)
+    except Exception:  # ``read`` tells what is wrong with the file
+        return 0
+
+
 def decode(data: bytes, name: str | Path) -> Picture:
     """The bytes of a picture file, as ``read``; ``name`` stands in messages, and its ending in ``Picture.suffix``."""
     path = Path(name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry.resizing import resize
 from ..types import RestoreOptions
 from ..weights.registry import by_name, largest_face
 from ..weights.store import download_folder
@@ -89,13 +90,13 @@ def fitted(pictures: Tensor, side: int, options: RestoreOptions) -> tuple[Tensor
         return pictures, None
     seen = F.interpolate(pictures, (side, side), mode="area")
     judged = judge_large(seen, [min(high, wide) / side] * len(seen), options)
-    crops = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    crops = resize(pictures, (side, side)).clamp(0, 1)
     return crops, next((face for face in judged if face is not None), None)
 
 
 def under_own_detail(pictures: Tensor, crops: Tensor, restored: Tensor) -> Tensor:
     """Pictures [N,3,H,W] with what restoring changed in their crops [N,3,S,S], and no detail lost."""
-    change = F.interpolate(restored - crops, pictures.shape[-2:], mode="bicubic", antialias=True)
+    change = resize(restored - crops, (int(pictures.shape[-2]), int(pictures.shape[-1])), "bicubic")
     return (pictures + change).clamp(0, 1)
 
 

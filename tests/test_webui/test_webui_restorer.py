@@ -260,7 +260,7 @@ def test_files_of_the_hosts_folders_are_offered(door: Door, tmp_path: Path) -> N
     door.shared.cmd_opts.codeformer_models_path = str(elsewhere)
     assert files.choices("restorer")[3:] == ["codeformer-v0.1.0.pth", "mine.safetensors"]
     assert files.choices("detector")[1:] == ["det_10g.onnx", "detection_Resnet50_Final.pth"]
-    assert files.choices("recogniser") == ["mini_recogniser", "w600k_r50.onnx", "none"]
+    assert files.choices("recogniser") == ["mini_recogniser", "mobileface_v2", "w600k_r50.onnx", "none"]
     assert files.locate("restorer", "automatic") == door.models / "Codeformer" / "codeformer-v0.1.0.pth"
     assert files.parser_file() == door.models / "GFPGAN" / "parsing_parsenet.pth"
     assert door.restorer.cmd_dir == str(elsewhere)
