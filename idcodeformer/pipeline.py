@@ -16,7 +16,7 @@ from .guidance.restoring import FaceWork, RestoredCrops
 from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
-from .restoration.large import LargeFace, judge_large, scales_of
+from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
 from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
@@ -132,28 +132,34 @@ class FacePipeline:
         people: Galleries | None = None,
         progress: Progress | None = None,
     ) -> tuple[Tensor, tuple[FaceReport, ...]]:
-        """Aligned crops [N,3,S,S] in [0,1], each a picture of its own: no detection, no pasting.
+        """Aligned crops [N,3,H,W] in [0,1] of one size, each a picture of its own: no detection, no pasting.
 
-        Restored crops, blended by ``strength`` (a skipped one is the input), and a line for each. Arguments and errors
-        as for a call.
+        Restored crops of the network's size, blended by ``strength`` (a skipped one is the input), and a line for each.
+        Crops larger than the network keep their size where ``options.large_faces`` leaves them or restores them under
+        their own detail. Arguments and errors as for a call.
         """
         options = options or RestoreOptions()
         if options.min_identity > 0:
             self._recognise()
+        high, wide = pixels.shape[-2:]
+        whole = Face(torch.tensor([0.0, 0.0, float(wide), float(high)]), 1.0, torch.zeros(5, 2))
+        crops, large = fitted(pixels, self.restorer.size, options)
+        if large is not None and not large.kept:
+            box = (0.0, 0.0, float(wide), float(high))
+            return pixels, tuple(FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(pixels)))
         work = self._work(options, guidance, references, people)
-        out, done = self._restored(pixels, torch.arange(len(pixels)), work, progress)
+        out, done = self._restored(crops, torch.arange(len(crops)), work, progress)
         if options.strength < 1:
-            out = pixels + options.strength * (out - pixels)
-        scores = self._score(pixels, out, work, done)
-        side = float(pixels.shape[-1])
-        whole = Face(torch.tensor([0.0, 0.0, side, side]), 1.0, torch.zeros(5, 2))
+            out = crops + options.strength * (out - crops)
+        scores = self._score(crops, out, work, done)
         lines = []
-        for number in range(len(pixels)):
+        for number in range(len(crops)):
             line = face_line((number, 0), whole, number, scores, options)
             if line.status == "skipped":
-                out[number] = pixels[number]
-            lines.append(replace(line, reason=line.reason or "aligned input"))
-        return out, tuple(lines)
+                out[number] = crops[number]
+            told = large.reason if large is not None and line.status == "restored" else line.reason or "aligned input"
+            lines.append(replace(line, reason=told))
+        return out if large is None else under_own_detail(pixels, crops, out), tuple(lines)
 
     def _find(
         self,

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption
@@ -157,25 +156,19 @@ def _unlike(score: float) -> str:
     return f"similarity {score:.2f}"
 
 
-def embedded(frames: Frames, faces: Sequence[Faces], recogniser: IdentityRecogniser) -> Embeddings:
-    """The embeddings of all ``faces``, in order; the frames are looked at a few at a time."""
-    parts = [recogniser.embed_faces(frames.part(a, b), faces[a:b]) for a, b in frames.chunks() if any(faces[a:b])]
-    if not parts:
-        return recogniser.none()
-    return Embeddings(torch.cat([part.vectors for part in parts]), recogniser.name)
-
-
 def person_in(reference: Frames, detector: Detector, recogniser: IdentityRecogniser) -> Embeddings:
     """One embedding [1,D] of the person on the reference photos: the largest face of each that shows one.
 
     Raises BadImage where no photo shows a face.
     """
+    from ..idcodeformer.identity.people import embed_shown
     from ..idcodeformer.identity.recogniser import mean_identity
 
-    photos = find(reference, detector, DetectOptions(keep="largest"))
-    if not photos.count:
+    parts = (list(reference.part(start, stop)) for start, stop in reference.chunks(most=FRAMES_AT_ONCE))
+    shown = embed_shown(parts, detector, recogniser)
+    if not len(shown):
         raise BadImage("No face was found in 'reference'; link a photo that shows the person's face.")
-    return mean_identity(embedded(reference, photos.faces, recogniser))
+    return mean_identity(shown)
 
 
 def likeness_to(sought: Embeddings, recogniser: IdentityRecogniser):

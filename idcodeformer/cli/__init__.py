@@ -1,7 +1,7 @@
 """The command line: arguments, exit codes and what a person is told. The work is done in the modules beside.
 
-Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
-terminated.
+Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 129
+terminal closed, 143 terminated.
 """
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return 2
     if argv is None:
-        signal.signal(signal.SIGTERM, _terminate)
+        _end_orderly()
         keep_pages()
     try:
         lift_pillows_limit()
@@ -307,6 +307,13 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadOption) else 1
+
+
+def _end_orderly() -> None:
+    """Unwind at SIGTERM, and where the terminal is closed; ``nohup`` has SIGHUP ignored, which stays so."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
 
 
 def _terminate(number: int, frame: object) -> None:

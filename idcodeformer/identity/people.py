@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,18 @@ def embed_photos(
             shown = names[number] if names else f"Reference photo {number}"
             raise BadImage(f"{shown} shows no face; give a photo of the person that does.")
     return recogniser.embed_faces(photos, largest)
+
+
+def embed_shown(
+    batches: Iterable[Sequence[Tensor]], detector: Detector, recogniser: IdentityRecogniser
+) -> Embeddings:
+    """[shown,D], as ``embed_photos`` of the photos that show a face; they come a few at a time."""
+    parts = [recogniser.none().vectors]
+    for photos in batches:
+        largest = largest_faces(photos, detector)
+        if any(largest):
+            parts.append(recogniser.embed_faces(photos, largest).vectors)
+    return Embeddings(torch.cat(parts), recogniser.name)
 
 
 def load_people(
