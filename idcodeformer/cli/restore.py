@@ -62,7 +62,7 @@ def run_restore(args: argparse.Namespace) -> int:
         elif args.json and outcomes:
             write_json(args.json, job.report(outcomes, _told(args)), args)
     if found.unread:
-        note(f"{len(found.unread)} pictures were not read; they are listed above.")
+        note(f"Not read: {len(found.unread)} of the pictures; they are listed above.")
     return _summary(outcomes)
 
 
@@ -298,6 +298,8 @@ def describe(outcome: Outcome, faithful: bool = False) -> str:
         # Sizes and scores differ from face to face; one of each reason says enough.
         reasons = {re.sub(r"[0-9.]+", "", face["reason"]): face["reason"] for face in skipped}
         parts.append(f"{len(skipped)} skipped ({'; '.join(sorted(reasons.values()))})")
+    if outcome.note:
+        parts.append(outcome.note)
     return f"{outcome.input} -> {outcome.output}: {', '.join(parts)}, {outcome.seconds:.1f} s"
 
 
