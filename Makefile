@@ -9,7 +9,7 @@ VPYTHON := $(VENV)/bin/python
 FLOOR := .venv-floor/bin/python
 endif
 
-.PHONY: demo test test-floor test-comfy mutate fuzz lint setup setup-dev clean
+.PHONY: demo test test-floor test-comfy mutate fuzz audit lint setup setup-dev clean
 
 demo: setup
 	$(VPYTHON) -m idcodeformer demo
@@ -19,6 +19,11 @@ test: setup-dev
 
 fuzz: setup-dev
 	$(VPYTHON) -m tests.fuzz.harness $(ARGS)
+
+# Licences of what is installed, and known holes in it; the second needs the network.
+audit: setup-dev
+	@$(VPYTHON) -m pip install -q --disable-pip-version-check pip-audit
+	$(VPYTHON) tools/audit.py $(ARGS)
 
 # The oldest releases that requirements.txt allows, in an environment of their own (Python 3.10 or 3.11).
 test-floor:

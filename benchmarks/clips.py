@@ -22,6 +22,7 @@ from idcodeformer import FacePipeline
 from idcodeformer.batch.settings import RestoreSettings
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.networks.codeformer import CodeFormerConfig, CodeState
+from idcodeformer.runtime.allocator import keep_pages
 from idcodeformer.types import Face
 from idcodeformer.video.job import VideoJob
 
@@ -96,6 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(options.threads)
     if options.one is not None:
+        keep_pages()  # as the command line does
         print(json.dumps(probe(options.one, options.height)))
         return
     rows = []

@@ -16,7 +16,7 @@ from .guidance.restoring import FaceWork, RestoredCrops
 from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
-from .restoration.large import LargeFace, judge_large, scales_of
+from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
 from .restoration.tone import match_tone
 from .runtime.validation import check_images
 from .types import (
@@ -72,6 +72,7 @@ class FacePipeline:
         guidance: GuidanceOptions | None = None,
         people: Galleries | None = None,
         others: Sequence[Faces] | None = None,
+        fidelities: Sequence[Sequence[float]] | None = None,
         in_place: bool = False,
     ) -> Restoration:
         """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
@@ -85,6 +86,7 @@ class FacePipeline:
         the report names them. ``guidance`` brings faces nearer to the person on the references, or to the one of the
         gallery that they are; the report says what it did to each.
         ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
+        ``fidelities``: for each of ``faces`` its own w in [0,1], image by image, in place of that of ``options``.
         ``in_place``: pictures may be written into: float32 ones that keep their size and device become the results.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
@@ -103,6 +105,7 @@ class FacePipeline:
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
         large = judge_large(crops.pixels, scales_of(crops.matrices), options)
+        work = replace(work, w=_each_w(fidelities, faces, large))
         crops, chosen, large = _without_left(crops, chosen, large)
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
         after = crops.with_pixels(pixels)
@@ -129,28 +132,34 @@ class FacePipeline:
         people: Galleries | None = None,
         progress: Progress | None = None,
     ) -> tuple[Tensor, tuple[FaceReport, ...]]:
-        """Aligned crops [N,3,S,S] in [0,1], each a picture of its own: no detection, no pasting.
+        """Aligned crops [N,3,H,W] in [0,1] of one size, each a picture of its own: no detection, no pasting.
 
-        Restored crops, blended by ``strength`` (a skipped one is the input), and a line for each. Arguments and errors
-        as for a call.
+        Restored crops of the network's size, blended by ``strength`` (a skipped one is the input), and a line for each.
+        Crops larger than the network keep their size where ``options.large_faces`` leaves them or restores them under
+        their own detail. Arguments and errors as for a call.
         """
         options = options or RestoreOptions()
         if options.min_identity > 0:
             self._recognise()
+        high, wide = pixels.shape[-2:]
+        whole = Face(torch.tensor([0.0, 0.0, float(wide), float(high)]), 1.0, torch.zeros(5, 2))
+        crops, large = fitted(pixels, self.restorer.size, options)
+        if large is not None and not large.kept:
+            box = (0.0, 0.0, float(wide), float(high))
+            return pixels, tuple(FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(pixels)))
         work = self._work(options, guidance, references, people)
-        out, done = self._restored(pixels, torch.arange(len(pixels)), work, progress)
+        out, done = self._restored(crops, torch.arange(len(crops)), work, progress)
         if options.strength < 1:
-            out = pixels + options.strength * (out - pixels)
-        scores = self._score(pixels, out, work, done)
-        side = float(pixels.shape[-1])
-        whole = Face(torch.tensor([0.0, 0.0, side, side]), 1.0, torch.zeros(5, 2))
+            out = crops + options.strength * (out - crops)
+        scores = self._score(crops, out, work, done)
         lines = []
-        for number in range(len(pixels)):
+        for number in range(len(crops)):
             line = face_line((number, 0), whole, number, scores, options)
             if line.status == "skipped":
-                out[number] = pixels[number]
-            lines.append(replace(line, reason=line.reason or "aligned input"))
-        return out, tuple(lines)
+                out[number] = crops[number]
+            told = large.reason if large is not None and line.status == "restored" else line.reason or "aligned input"
+            lines.append(replace(line, reason=told))
+        return out if large is None else under_own_detail(pixels, crops, out), tuple(lines)
 
     def _find(
         self,
@@ -260,7 +269,8 @@ class FacePipeline:
         bad = (~torch.isfinite(done.pixels)).flatten(1).any(1).nonzero()[:, 0]
         if work.known is not None:  # who one face is depends on the others
             bad = torch.arange(len(pixels), device=pixels.device)
-        again = work(exact, pixels[bad], images[bad.to(images.device)], progress)
+        part = work if work.w is None else replace(work, w=work.w[bad.cpu()])
+        again = part(exact, pixels[bad], images[bad.to(images.device)], progress)
         if not bool(torch.isfinite(again.pixels).all()):
             raise BadImage("The network returned NaN in fp32 too; check the weight file.")
         return done.patched(bad.tolist(), again)
@@ -296,6 +306,19 @@ def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -
     for name, given in (("lists of faces", faces), ("masks", masks)):
         if given is not None and len(given) != images:
             raise BadOption(f"{len(given)} {name} for {images} images; give one (maybe empty) per image.")
+
+
+def _each_w(
+    fidelities: Sequence[Sequence[float]] | None, faces: Sequence[Faces] | None, large: Sequence[LargeFace | None]
+) -> Tensor | None:
+    """[N]: the w of every crop that is restored. Raises BadOption where they are not one for each of ``faces``."""
+    if fidelities is None:
+        return None
+    here, there = [len(each) for each in fidelities], [len(each) for each in faces or ()]
+    if here != there or len(large) != sum(here):
+        raise BadOption(f"{here} fidelities for {there} faces; give one for each of faces=, image by image.")
+    w = torch.tensor([value for each in fidelities for value in each], dtype=torch.float32)
+    return w[[n for n, face in enumerate(large) if face is None or face.kept]]
 
 
 def _without_left(

@@ -201,14 +201,6 @@ class Restorer(Protocol):
     def __call__(self, pixels: Tensor, options: RestoreOptions = ..., progress: Progress | None = None) -> Tensor: ...
 
 
-class Recogniser(Protocol):
-    """FFHQ-aligned crops [N,3,S,S] (with true landmarks where known) -> Embeddings."""
-
-    name: str
-
-    def __call__(self, pixels: Tensor) -> Embeddings: ...
-
-
 def empty_crops(size: int, image_sizes: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Crops:
     """Crops of no face at all."""
     return Crops(

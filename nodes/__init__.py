@@ -1,5 +1,6 @@
 """The ComfyUI nodes: thin adapters over ``idcodeformer``. Ids, input names and their order are for ever."""
 from .detect import DetectFaces
+from .exchange import FacesFromBoxes, FacesToSegs
 from .loader import LoadIDCodeFormer
 from .paste import PasteFaces
 from .person import LoadPerson
@@ -16,6 +17,8 @@ NODE_CLASS_MAPPINGS = {
     "IDCodeFormerPerson": LoadPerson,
     "IDCodeFormerPasteFaces": PasteFaces,
     "IDCodeFormerRestoreVideo": RestoreVideo,
+    "IDCodeFormerFacesFromBoxes": FacesFromBoxes,
+    "IDCodeFormerFacesToSegs": FacesToSegs,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -26,4 +29,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "IDCodeFormerPerson": "Load Person (ID-CodeFormer)",
     "IDCodeFormerPasteFaces": "Paste Faces (ID-CodeFormer)",
     "IDCodeFormerRestoreVideo": "Restore Video (ID-CodeFormer)",
+    "IDCodeFormerFacesFromBoxes": "Faces from Boxes or SEGS (ID-CodeFormer)",
+    "IDCodeFormerFacesToSegs": "Faces to SEGS and Boxes (ID-CodeFormer)",
 }

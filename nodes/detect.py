@@ -144,7 +144,7 @@ class DetectFaces:
             likeness = self._likeness(finder, reference, known, model) if sought else None
             masks = convert.masks_for(mask, frames)
             found = faces.find(frames, finder.ready(), options, masks, likeness, min_similarity, host.Progress())
-            return self._outputs(frames, found)
+            return outputs_of(frames, found)
 
     def _likeness(self, finder: Part, reference: Tensor | None, known: LinkedPeople | None, model: Any):
         """How like the people of ``known``, or the person on ``reference``, faces are."""
@@ -155,25 +155,26 @@ class DetectFaces:
         photos = convert.frames_of(reference, "reference")
         return faces.likeness_to(faces.person_in(photos, finder.ready(), recogniser.ready()), recogniser.ready())
 
-    @staticmethod
-    def _outputs(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
-        preview = convert.Output(frames, frames.size, extra=False)
-        mask = convert.empty_mask(len(frames), frames.size)
-        shown: list[Any] = []
-        crops: list[Tensor] = []
-        for start, stop in frames.chunks():
-            pixels = frames.part(start, stop)
-            for number, image in enumerate(pixels, start):
-                host.raise_if_cancelled()
-                drawn = marked(image, found.faces[number], dropped=found.dropped[number])
-                preview.write(number, drawn)
-                mask[number].copy_(draw.faces_mask(found.size, found.faces[number])[0])
-                if number < _SHOWN_FRAMES:
-                    shown.append(draw.thumbnail(drawn, _SHOWN_SIDE))
-            crops += _crops(pixels, found.faces[start:stop])
-        crops = crops or [torch.zeros(1, _CROP_SIDE, _CROP_SIDE, 3, device=host.output_device())]
-        result = (found, found.count, preview.image, mask, crops)
-        return {"ui": {"images": host.show_on_node(shown)}, "result": result}
+
+def outputs_of(frames: convert.Frames, found: faces.FoundFaces) -> dict[str, Any]:
+    """What a node shows and hands out that has found faces."""
+    preview = convert.Output(frames, frames.size, extra=False)
+    mask = convert.empty_mask(len(frames), frames.size)
+    shown: list[Any] = []
+    crops: list[Tensor] = []
+    for start, stop in frames.chunks():
+        pixels = frames.part(start, stop)
+        for number, image in enumerate(pixels, start):
+            host.raise_if_cancelled()
+            drawn = marked(image, found.faces[number], dropped=found.dropped[number])
+            preview.write(number, drawn)
+            mask[number].copy_(draw.faces_mask(found.size, found.faces[number])[0])
+            if number < _SHOWN_FRAMES:
+                shown.append(draw.thumbnail(drawn, _SHOWN_SIDE))
+        crops += _crops(pixels, found.faces[start:stop])
+    crops = crops or [torch.zeros(1, _CROP_SIDE, _CROP_SIDE, 3, device=host.output_device())]
+    result = (found, found.count, preview.image, mask, crops)
+    return {"ui": {"images": host.show_on_node(shown)}, "result": result}
 
 
 def _crops(pixels: Tensor, here: Sequence[Faces]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Pictures the nodes show besides the core's: small ones, the mask of faces, and the identity chart."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Sequence
 
@@ -17,6 +18,7 @@ PAPER, INK, FAINT = (24, 26, 30), (236, 236, 236), (70, 74, 80)
 _THUMB, _GAP, _BAR = 192, 16, 14  # px of the chart
 _MOST_PAIRS = 24  # pairs drawn; the report lists all of them
 _COLUMNS = 3
+_MOST_SHOWN = 18  # pairs of the picture before and after
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,26 @@ def faces_mask(size: tuple[int, int], faces: Sequence[Face]) -> Tensor:
     for face in faces:
         draw.ellipse(box_of(face), fill=255)
     return tensor_of(picture)[:1]
+
+
+def before_and_after(before: Sequence[Tensor], after: Sequence[Tensor]) -> Image | None:
+    """The first faces [n,3,S,S] of both side by side, in rows; None where there is none."""
+    from PIL import Image
+
+    pairs = [pair for here, there in zip(before, after) for pair in zip(here, there)][:_MOST_SHOWN]
+    if not pairs:
+        return None
+    side = 2 * _THUMB if len(pairs) == 1 else _THUMB
+    columns = min(len(pairs), max(1, round(math.sqrt(len(pairs) / 2))))
+    rows = -(-len(pairs) // columns)
+    gap = _GAP // 2
+    picture = Image.new("RGB", (columns * (2 * side + gap) - gap, rows * (side + gap) - gap), PAPER)
+    for number, pair in enumerate(pairs):
+        x, y = number % columns * (2 * side + gap), number // columns * (side + gap)
+        for place, crop in enumerate(pair):
+            small = image_of(crop).resize((side, side), Image.Resampling.LANCZOS)
+            picture.paste(small, (x + place * side, y))
+    return picture
 
 
 def chart(pairs: Sequence[Pair], threshold: float, headline: str) -> Tensor:

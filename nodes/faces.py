@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
     from .convert import Frames, Masks
 
-_FRAMES_AT_ONCE = 8  # between two steps of the progress bar
+FRAMES_AT_ONCE = 8  # between two steps of the progress bar
 _MOST_LIKE = "reference"
 
 
@@ -70,6 +69,37 @@ def parse_indices(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def fidelities_of(given: Any) -> list[float]:
+    """(0.3, 0.8) for "0.3, 0.8", or for a list of numbers; empty for none. Raises BadOption."""
+    if given is None or isinstance(given, str):
+        parts: list[Any] = re.split(r"[,;\s]+", (given or "").strip())
+    else:
+        parts = given.tolist() if isinstance(given, Tensor) else given
+        parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    try:
+        values = [float(part) for part in parts if part != ""]
+    except (TypeError, ValueError):
+        raise BadOption(f"fidelities is '{given}'; write numbers from 0 to 1 as in '0.3, 0.8'.") from None
+    wrong = [value for value in values if not 0 <= value <= 1]
+    if wrong:
+        raise BadOption(f"fidelities holds {wrong[0]:g}; each must lie between 0 and 1.")
+    return values
+
+
+def each_fidelity(values: Sequence[float], found: Sequence[Faces]) -> list[list[float]] | None:
+    """One for every face of every frame; None where none are given. Where every frame shows as many faces as there are
+    values, they count in each frame. Raises BadOption for another number."""
+    if not values:
+        return None
+    counts = [len(here) for here in found]
+    if len(values) != sum(counts):
+        if set(counts) != {len(values)}:
+            raise BadOption(f"fidelities has {len(values)} values for {sum(counts)} faces; write one for each face.")
+        return [list(values) for _ in counts]
+    rest = iter(values)
+    return [[next(rest) for _ in here] for here in found]
+
+
 def options_of(
     confidence: float, min_eye_distance: float, max_faces: int, order: str, keep: str, indices: str
 ) -> DetectOptions:
@@ -95,7 +125,7 @@ def find(
 
     kept: list[Faces] = []
     dropped: list[tuple[tuple[Face, str], ...]] = []
-    for start, stop in frames.chunks(most=_FRAMES_AT_ONCE):
+    for start, stop in frames.chunks(most=FRAMES_AT_ONCE):
         images = frames.part(start, stop)
         found = detector(list(images), replace(options, doubtful=True))
         similar = likeness(list(images), found) if likeness else [None] * len(found)
@@ -126,25 +156,19 @@ def _unlike(score: float) -> str:
     return f"similarity {score:.2f}"
 
 
-def embedded(frames: Frames, faces: Sequence[Faces], recogniser: IdentityRecogniser) -> Embeddings:
-    """The embeddings of all ``faces``, in order; the frames are looked at a few at a time."""
-    parts = [recogniser.embed_faces(frames.part(a, b), faces[a:b]) for a, b in frames.chunks() if any(faces[a:b])]
-    if not parts:
-        return recogniser.none()
-    return Embeddings(torch.cat([part.vectors for part in parts]), recogniser.name)
-
-
 def person_in(reference: Frames, detector: Detector, recogniser: IdentityRecogniser) -> Embeddings:
     """One embedding [1,D] of the person on the reference photos: the largest face of each that shows one.
 
     Raises BadImage where no photo shows a face.
     """
+    from ..idcodeformer.identity.people import embed_shown
     from ..idcodeformer.identity.recogniser import mean_identity
 
-    photos = find(reference, detector, DetectOptions(keep="largest"))
-    if not photos.count:
+    parts = (list(reference.part(start, stop)) for start, stop in reference.chunks(most=FRAMES_AT_ONCE))
+    shown = embed_shown(parts, detector, recogniser)
+    if not len(shown):
         raise BadImage("No face was found in 'reference'; link a photo that shows the person's face.")
-    return mean_identity(embedded(reference, photos.faces, recogniser))
+    return mean_identity(shown)
 
 
 def likeness_to(sought: Embeddings, recogniser: IdentityRecogniser):

@@ -60,7 +60,7 @@ KINDS = {
     "recogniser": Kind(
         ("insightface", OWN_FOLDER),
         _TORCH + _ONNX,
-        {"mini recogniser, built in": "mini_recogniser"},
+        {"mini recogniser, built in": "mini_recogniser", "MobileFace V2, built in": "mobileface_v2"},
         ("det_", "scrfd", "genderage", "1k3d68", "2d106det", "inswapper", "codeformer", "retinaface", "parsing_"),
     ),
     "parser": Kind(("facedetection", "facexlib", OWN_FOLDER), _TORCH, {}, (), also=("facerestore_models",)),

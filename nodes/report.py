@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import convert
 
 if TYPE_CHECKING:
-    from ..idcodeformer.types import FaceReport, RestoreOptions
+    from ..idcodeformer.types import FaceReport
     from .compare import Comparison
     from .managed import IDCodeFormerModel
     from .restoring import Request
@@ -20,7 +20,8 @@ def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str
     frames, options, given = asked.frames, asked.options, asked.given
     restored = [line for line in done.report if line.status == "restored"]
     head = f"{len(restored)} of {done.found} faces restored in {len(frames)} frames with {model.name}, w "
-    lines = [head + ("-" if not restored or restored[0].w is None else f"{restored[0].w:g}")]
+    ws = sorted({round(line.w, 3) for line in restored if line.w is not None})
+    lines = [head + (" to ".join(f"{w:g}" for w in dict.fromkeys((ws[0], ws[-1]))) if ws else "-")]
     scores = [line.id_sim_input for line in restored if line.id_sim_input is not None]
     if scores:
         lines.append(f"identity to the input: mean {sum(scores) / len(scores):.3f}, lowest {min(scores):.3f}")
@@ -38,7 +39,7 @@ def restoration(done: Restored, model: IDCodeFormerModel, asked: Request) -> str
         lines.append("no face was found")
     left_out = given.left_out if given is not None else []
     return _joined(
-        lines + [_face(line, options) for line in done.report]
+        lines + [_face(line, len(ws) > 1 or options.identity_target > 0) for line in done.report]
         + [f"frame {frame}: a face left out by Detect Faces, {reason}" for frame, reason in left_out]
     )  # fmt: skip
 
@@ -51,14 +52,14 @@ def _who_judges(model: IDCodeFormerModel, asked: Request) -> str:
     return f"{what}, scores by {judge}" + (" itself" if judge == guide and asked.guidance.steps else "")
 
 
-def _face(line: FaceReport, options: RestoreOptions) -> str:
+def _face(line: FaceReport, tells_w: bool) -> str:
     text = f"frame {line.image}, face {line.face} (score {line.score:.2f}): {line.status}"
     if line.reason:
         text += f", {line.reason}"
     if line.person:
         text += f", {line.person}"
-    if line.w is not None and options.identity_target > 0:
-        text += f", w {line.w:g}"
+    if line.w is not None and tells_w:
+        text += f", w {round(line.w, 3):g}"
     if line.id_sim_input is not None:
         text += f", identity {line.id_sim_input:.3f}"
     if line.id_sim_before is not None and line.id_sim_after is not None:

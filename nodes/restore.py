@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..idcodeformer.errors import BadImage
+from ..idcodeformer.errors import BadImage, BadOption
 from ..idcodeformer.types import RestoreOptions
-from . import convert, folders, report
+from . import convert, draw, folders, host, report
+from . import faces as found
 from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, model_of
 from .people import people_of
 from .restoring import AUTOMATIC, SQUARE, Request, restored
@@ -174,14 +175,22 @@ class RestoreFaces:
                      "tooltip": "For each face the lowest fidelity at which it is this like the person, or like the "
                      "input without one (cosine similarity), in place of 'fidelity'. 0: off."},
                 ),
+                "fidelities": (
+                    "STRING",
+                    {"default": "",
+                     "tooltip": "With 'faces': a fidelity for each face, in their order, as '0.3, 0.8', in place of "
+                     "'fidelity'. Empty: one for all."},
+                ),
             },
         }  # fmt: skip
 
     @classmethod
-    def VALIDATE_INPUTS(cls, paste_classes: Any = None) -> bool | str:
-        if paste_classes is None or paste_classes in PASTE_CLASSES:
-            return True
-        return f"'{paste_classes}' is none of {', '.join(PASTE_CLASSES)}."
+    def VALIDATE_INPUTS(cls, fidelities: Any = None) -> bool | str:
+        try:
+            found.fidelities_of(fidelities)
+        except BadOption as error:
+            return str(error)
+        return True
 
     @classmethod
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
@@ -194,7 +203,8 @@ class RestoreFaces:
         min_identity: float = 0.0, colour: str = "low_band", person: Any = None, guidance_steps: int = 15,
         guidance_strength: float = 1.0, aligned: bool = False, detector: str | None = None, confidence: float = 0.8,
         frames: str = PICTURES, large_faces: str = "auto", grain: str = "auto", identity_target: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:  # fmt: skip
+        fidelities: Any = "",
+    ) -> dict[str, Any]:  # fmt: skip
         from ..idcodeformer.guidance.optimise import GuidanceOptions
 
         options = RestoreOptions(
@@ -206,7 +216,7 @@ class RestoreFaces:
         asked = Request(
             convert.frames_of(image), options, paste_classes, faces, mask, reference, people_of(person),
             GuidanceOptions(guidance_steps, guidance_strength), upscale_model, aligned, detector, confidence,
-            clip=frames == VIDEO,
+            clip=frames == VIDEO, fidelities=found.fidelities_of(fidelities),
         )  # fmt: skip
         done = restored(model_of(model), asked, self._kept)
         if when_no_face == "error" and not done.found and not done.masked:
@@ -215,8 +225,10 @@ class RestoreFaces:
                 "to pass."
             )
         text = report.restoration(done, model, asked)
+        shown = draw.before_and_after(done.before, done.after)
+        ui = {"images": host.show_on_node([] if shown is None else [shown])}
         crops = (convert.joined(parts, model.config.img_size) for parts in (done.after, done.before))
-        return done.image, *crops, done.mask, text
+        return {"ui": ui, "result": (done.image, *crops, done.mask, text)}
 
 
 def _classes(choice: str) -> tuple[int, ...] | None:

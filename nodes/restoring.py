@@ -44,6 +44,7 @@ class Request:
     detector: str | None = None
     confidence: float = 0.8
     clip: bool = False  # the frames are one clip
+    fidelities: Sequence[float] = ()  # one for each face, in place of that of ``options``
 
 
 def restored(model: IDCodeFormerModel, asked: Request, kept: Kept) -> stream.Restored:
@@ -72,8 +73,19 @@ def _check(model: IDCodeFormerModel, asked: Request) -> None:
         raise BadOption("Both 'reference' and 'person' are linked; unlink one of them.")
     if asked.clip and (asked.reference is not None or asked.people is not None or asked.aligned):
         raise BadOption("frames = video goes without reference, person and aligned; set it to pictures for these.")
+    if asked.fidelities:
+        _check_fidelities(asked)
     if asked.aligned and asked.given is not None:
         raise BadOption("'aligned' takes every frame for one face; unlink faces, or switch aligned off.")
+
+
+def _check_fidelities(asked: Request) -> None:
+    if asked.given is None and not asked.aligned:
+        raise BadOption("'fidelities' counts in the order of Detect Faces; link 'faces', or clear fidelities.")
+    if asked.clip:
+        raise BadOption("frames = video goes without fidelities; clear them, or set it to pictures.")
+    if asked.options.identity_target > 0:
+        raise BadOption("'identity_target' chooses the fidelity of each face; set it to 0, or clear fidelities.")
 
 
 @contextmanager
@@ -92,6 +104,7 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     model.held.make_room(host.compute_device())
     frames, people = asked.frames, asked.people
     found = _template(frames) if asked.aligned else faces.faces_of(asked.given, frames)
+    each = faces.each_fidelity(asked.fidelities, found or ())
     masks = convert.masks_for(asked.mask, frames)
     name = asked.detector or BUILT_IN_DETECTOR
     detector = None
@@ -116,7 +129,7 @@ def _run(model: IDCodeFormerModel, asked: Request, kept: Kept, upscaler: Any) ->
     guidance = asked.guidance if people is not None and asked.guidance.steps else None
     others = None if asked.given is None else asked.given.others
     return stream.restore(
-        pipeline, frames, asked.options, found, masks, progress, asked.aligned, others, detect_options=wanted,
+        pipeline, frames, asked.options, found, masks, progress, asked.aligned, others, each, detect_options=wanted,
         guidance=guidance, upscaler=upscaler, **known,
     )  # fmt: skip
 

@@ -37,12 +37,14 @@ def restore(
     progress: StagedProgress,
     whole: bool = False,
     others: Sequence[Faces] | None = None,
+    fidelities: Sequence[Sequence[float]] | None = None,
     **asked: Any,
 ) -> Restored:
     """Every frame through the pipeline. Where a mask is black nothing is sought and nothing computed.
 
     ``whole``: each frame is the crop of one face, and is replaced to its edges. ``others``: faces of each frame that
-    were found and not chosen; they stay as they are. ``asked`` goes to the pipeline.
+    were found and not chosen; they stay as they are. ``fidelities``: one for each of ``found``. ``asked`` goes to the
+    pipeline.
     """
     from ..idcodeformer.compositing.plan import output_size
 
@@ -60,7 +62,8 @@ def restore(
             pipeline.frames = [] if black else frames.digests(start + a, start + b)
             result = pipeline(
                 frames.part(start + a, start + b), options, faces=here, masks=limits, progress=progress,
-                others=None if others is None else others[start + a : start + b], **asked,
+                others=None if others is None else others[start + a : start + b],
+                fidelities=None if fidelities is None or black else fidelities[start + a : start + b], **asked,
             )  # fmt: skip
             _take(done, image, start + a, result, options, limits, whole)
             if black:

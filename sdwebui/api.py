@@ -36,6 +36,9 @@ class RestoreRequest(BaseModel):
     upscale: float = Field(1.0, ge=0.25, le=4, description="Output px per input px")
     guidance_steps: int = Field(0, ge=0, le=200, description="Brings faces nearer to the reference; 15 is usual")
     guidance_strength: float = Field(1.0, ge=0, le=1, description="Share of the way to two photos of one person")
+    large_faces: str = Field("auto", description="Faces larger than the network: auto, restore, keep or skip")
+    grain: str = Field("auto", description="Grain measured around the face is put back: auto (monochrome), on or off")
+    colour: str = Field("low_band", description="low_band: the input's colours; adain: the latent match alone; off")
 
 
 class FaceLine(BaseModel):

@@ -25,7 +25,7 @@ def restore(models: Models, request: RestoreRequest) -> dict[str, Any]:
     photos = pictures.photos_of(request.reference)
     wishes = Wishes(
         request.fidelity, request.visibility, request.minimum_identity, request.gray, request.faces, request.upscale,
-        request.guidance_steps, request.guidance_strength,
+        request.guidance_steps, request.guidance_strength, request.large_faces, request.grain, request.colour,
     )  # fmt: skip
     with host.job(job.NAME):
         outcome = job.run(models, _choice(request), pictures.from_pil(picture), wishes, photos)

@@ -31,6 +31,7 @@ from ..idcodeformer.compositing.parsing import find_parser
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
 from ..idcodeformer.files.reading import read
 from ..idcodeformer.guidance.optimise import GuidanceOptions
+from ..idcodeformer.identity.people import embed_photos
 from ..idcodeformer.identity.recogniser import mean_identity
 from ..idcodeformer.runtime.memory import bytes_per_face
 from ..idcodeformer.types import Detector, Faces, Progress
@@ -38,7 +39,7 @@ from ..idcodeformer.weights.store import find
 
 __all__ = [
     "BadImage", "BadOption", "CorruptWeights", "Embeddings", "FacePipeline", "FaceReport", "IDCodeFormerError",
-    "MissingWeights", "OutOfMemory", "Restoration", "UnsupportedWeights", "Wishes", "by_largest", "embed_person",
+    "MissingWeights", "OutOfMemory", "Restoration", "UnsupportedWeights", "Wishes", "embed_person",
     "faces_of", "find", "find_parser", "load", "memory_needed", "moved", "read_photo", "restore", "similarities",
 ]  # fmt: skip
 
@@ -58,6 +59,9 @@ class Wishes:
     upscale: float = 1.0
     guidance_steps: int = 0  # towards the person on the reference photos; 0: none
     guidance_strength: float = 1.0
+    large_faces: str = "auto"  # faces larger than the network: auto, restore, keep or skip
+    grain: str = "auto"  # auto, on or off
+    colour: str = "low_band"  # low_band, adain or off
 
     def guidance(self) -> GuidanceOptions | None:
         """How faces are guided towards the reference photos; None for not at all. Raises BadOption."""
@@ -70,7 +74,7 @@ class Wishes:
             raise BadOption(f"The gray mode is '{self.gray}'; choose auto, force or off.")
         return RestoreOptions(
             w=self.fidelity, strength=self.visibility, upscale=self.upscale, gray=self.gray,
-            min_identity=self.minimum_identity,
+            min_identity=self.minimum_identity, large_faces=self.large_faces, grain=self.grain, colour=self.colour,
         )  # fmt: skip
 
     def detect_options(self) -> DetectOptions:
@@ -127,18 +131,13 @@ def faces_of(detector: Detector, picture: Tensor) -> Faces:
     return detector([picture])[0]
 
 
-def by_largest(faces: Faces) -> Faces:
-    """The largest face alone; empty where there is none."""
-    return tuple(sorted(faces, key=lambda face: -face.area)[:1])
-
-
 def embed_person(photos: Sequence[Tensor], detector: Detector, recogniser: IdentityRecogniser) -> Embeddings:
     """One embedding [1,D] of the largest face of each photo [3,H,W]. Raises BadOption for a photo without a face."""
-    largest = [by_largest(faces_of(detector, photo)) for photo in photos]
-    for number, here in enumerate(largest, 1):
-        if not here:
-            raise BadOption(f"Reference photo {number} shows no face; give a photo of the person that does.")
-    return mean_identity(recogniser.embed_faces(photos, largest))
+    names = [f"Reference photo {number}" for number in range(1, len(photos) + 1)]
+    try:
+        return mean_identity(embed_photos(photos, detector, recogniser, names))
+    except BadImage as error:  # of a photo, which stops every picture alike
+        raise BadOption(str(error)) from error
 
 
 def similarities(recogniser: IdentityRecogniser, picture: Tensor, faces: Faces, person: Embeddings) -> list[float]:

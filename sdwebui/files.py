@@ -44,7 +44,7 @@ KINDS = {
     "recogniser": Kind(
         ("insightface", "idcodeformer", "GFPGAN"),
         "",
-        ("mini_recogniser",),
+        ("mini_recogniser", "mobileface_v2"),
         ("w600k", "glint", "auraface", "ms1mv", "arcface", "recognition_", "mobilefacenet"),
     ),
     "parser": Kind(("GFPGAN", "idcodeformer"), "gfpgan_models_path", (), ("parsing_",)),

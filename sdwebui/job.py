@@ -17,6 +17,7 @@ NAME = "ID-CodeFormer"
 FIDELITY, VISIBILITY, MODEL = f"{NAME} fidelity", f"{NAME} visibility", f"{NAME} model"
 GUIDANCE, STRENGTH, GUIDED = f"{NAME} guidance steps", f"{NAME} guidance strength", f"{NAME} guidance"
 FACES, MINIMUM, GRAY = f"{NAME} faces", f"{NAME} minimum identity", f"{NAME} gray mode"
+LARGE, GRAIN, COLOUR = f"{NAME} large faces", f"{NAME} grain", f"{NAME} colour"
 IDENTITY, LIKENESS, SKIPPED = f"{NAME} identity", f"{NAME} like the reference", f"{NAME} skipped"
 
 
@@ -55,6 +56,11 @@ class Outcome:
             texts[MINIMUM] = f"{wishes.minimum_identity:g}"
         if wishes.gray != "auto":
             texts[GRAY] = wishes.gray
+        for key, value, usual in (
+            (LARGE, wishes.large_faces, "auto"), (GRAIN, wishes.grain, "auto"), (COLOUR, wishes.colour, "low_band")
+        ):  # fmt: skip
+            if value != usual:
+                texts[key] = value
         if scores := [face.id_sim_input for face in done if face.id_sim_input is not None]:
             texts[IDENTITY] = " ".join(f"{score:.2f}" for score in scores)
         pairs = [(face.id_sim_before, face.id_sim_after) for face in done if face.id_sim_after is not None]
@@ -102,10 +108,13 @@ def read_infotext(text: str) -> dict[str, Any]:
             values[key] = min(float(found[1]), 1.0)
     if found := re.search(rf"{re.escape(GUIDANCE)}:\s*(\d+)", text):
         values[GUIDANCE] = min(float(found[1]), 200.0)
-    for key in (FACES, GRAY):
+    for key in (FACES, GRAY, LARGE, GRAIN, COLOUR):
         if found := re.search(rf"{re.escape(key)}:\s*(\w+)", text):
             values[key] = found[1]
     if values.keys() or NAME in text:  # what was at its default is not written
-        usual = {VISIBILITY: 1.0, MINIMUM: 0.0, FACES: "all", GRAY: "auto", GUIDANCE: 0.0, STRENGTH: 1.0}
+        usual = {
+            VISIBILITY: 1.0, MINIMUM: 0.0, FACES: "all", GRAY: "auto", GUIDANCE: 0.0, STRENGTH: 1.0, LARGE: "auto",
+            GRAIN: "auto", COLOUR: "low_band",
+        }  # fmt: skip
         values = {**usual, **values}
     return values

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import files, host
-from .job import FIDELITY, GRAY, GUIDANCE, MINIMUM, MODEL, NAME, STRENGTH, VISIBILITY
+from .job import COLOUR, FIDELITY, GRAIN, GRAY, GUIDANCE, LARGE, MINIMUM, MODEL, NAME, STRENGTH, VISIBILITY
 from .models import Choice
 from .texts import text
 
@@ -18,6 +18,9 @@ PREFIX = "id_codeformer_"
 HOST_WEIGHT = f"{NAME} fidelity of the host"
 KEEP, STOP = "keep the picture and say so", "stop the job"
 GRAY_MODES = ("auto", "force", "off")
+LARGE_FACES = ("auto", "restore", "keep", "skip")  # the first of each is the default
+GRAINS = ("auto", "on", "off")
+COLOURS = ("low_band", "adain", "off")
 _SECTION = ("id_codeformer", NAME)
 
 
@@ -44,6 +47,10 @@ def register() -> None:
     steps = {"minimum": 0, "maximum": 200, "step": 1}
     _add("guidance_steps", 0, gr.Slider, component_args=steps, infotext=GUIDANCE)
     _add("guidance_strength", 1.0, gr.Slider, component_args=share, infotext=STRENGTH)
+    for name, modes, infotext in (
+        ("large_faces", LARGE_FACES, LARGE), ("grain", GRAINS, GRAIN), ("colour", COLOURS, COLOUR)
+    ):  # fmt: skip
+        _add(name, modes[0], gr.Radio, component_args={"choices": list(modes)}, infotext=infotext)
     _add("on_error", KEEP, gr.Radio, component_args={"choices": [KEEP, STOP]})
 
 
@@ -78,6 +85,9 @@ def wishes(fidelity: float | None = None) -> Wishes:
         gray=value("gray", "auto"),
         guidance_steps=int(value("guidance_steps", 0)) if str(value("reference", "")).strip() else 0,
         guidance_strength=float(value("guidance_strength", 1.0)),
+        large_faces=value("large_faces", LARGE_FACES[0]),
+        grain=value("grain", GRAINS[0]),
+        colour=value("colour", COLOURS[0]),
     )
 
 

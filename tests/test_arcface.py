@@ -8,6 +8,7 @@ from torch import nn
 
 from idcodeformer.networks.arcface import DEPTHS, IRSE50, IResNet, IResNetConfig, ResNet18Gray
 from idcodeformer.networks.embedding_net import resize
+from idcodeformer.networks.mobileface import MobileFace, MobileFaceConfig
 from idcodeformer.networks.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
 
 NARROW = dict(layers=(2, 1, 1, 1), widths=(4, 6, 8, 10), embedding_dim=5)
@@ -19,7 +20,9 @@ NETS = {
     "ResNet18Gray": lambda: ResNet18Gray(IResNetConfig(**NARROW, input_size=128)),
     "MobileFaceNet": lambda: MobileFaceNet(MOBILE),
     "FoldedMobileFaceNet": lambda: FoldedMobileFaceNet(MOBILE),
+    "MobileFace": lambda: MobileFace(MobileFaceConfig(8, (8, 8, 12, 12), embedding_dim=5)),
 }
+COARSEST = {"ResNet18Gray": 8, "MobileFace": 4}  # px of the last maps; 7 in the others
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -51,13 +54,14 @@ def test_any_side_any_batch_and_a_gradient(name):
         net(torch.zeros(1, 1, 112, 112))
 
 
-@pytest.mark.parametrize(("name", "coarsest"), [(name, 8 if "Gray" in name else 7) for name in NETS])
+@pytest.mark.parametrize(("name", "coarsest"), [(name, COARSEST.get(name, 7)) for name in NETS])
 def test_levels_end_each_resolution(name, coarsest):
     net, sides = randomised(NETS[name]()), []
     for level in net.levels:
         level.register_forward_hook(lambda _module, _args, out: sides.append(out.shape[2]))
     net(torch.zeros(1, 3, 112, 112))
-    assert sides == [coarsest * 2**k for k in reversed(range(len(sides)))] and len(sides) >= 3
+    assert sides[-1] == coarsest and len(sides) >= 3
+    assert sides[1:] == [-(-side // 2) for side in sides[:-1]]
 
 
 def test_iresnet_is_the_published_order_of_operations():

@@ -11,7 +11,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from urllib.request import Request, urlopen
 
@@ -22,6 +25,7 @@ from PIL import Image
 
 from idcodeformer.batch import ModelChoice, RestoreSettings
 from idcodeformer.errors import BadImage, BadOption, BadTarget
+from idcodeformer.types import RestoreOptions
 
 fsspec = pytest.importorskip("fsspec")
 pyarrow = pytest.importorskip("pyarrow")
@@ -61,6 +65,21 @@ def settings(source: Path, tmp_path: Path, tiny_restorer: Path, tiny_recogniser:
         return BulkSettings(**usual | values)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def served(source: Path) -> Iterator[str]:
+    """The address of a server that hands out the files of ``source``."""
+    pytest.importorskip("aiohttp")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(source)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def work(settings: BulkSettings, run: str = "1-1-test") -> list[dict]:
@@ -111,12 +130,37 @@ def test_lists_name_pictures_ids_and_people(source: Path) -> None:
         ("url,id\na.jpg,../../x\n", "outside the target"),
         ("url,id\na.jpg,1\nb.jpg,1\n", "twice"),
         ("a,b\n1,2\n", "column"),
+        ("url\n//\n", "is no picture"),
     ],
 )
 def test_lists_that_would_do_harm_are_refused(source: Path, text: str, told: str) -> None:
     (source / "list.csv").write_text(text)
     with pytest.raises(BadOption, match=told):
         list(items(str(source / "list.csv")))
+
+
+@pytest.mark.parametrize("wrong", [{"url": 5}, {"url": b"\xff"}, {"url": "a.jpg", "id": 1.5}, {"url": ["a.jpg"]}])
+def test_columns_that_hold_no_texts_are_refused(source: Path, wrong: dict) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([wrong]), source / "list.parquet")
+    with pytest.raises(BadOption, match="make it one of texts"):
+        list(items(str(source / "list.parquet")))
+    parquet.write_table(pyarrow.Table.from_pylist([{"url": "a.jpg", "id": 7}]), source / "list.parquet")
+    assert [item.key for item in items(str(source / "list.parquet"))] == ["7"]
+
+
+def test_pictures_come_over_http_and_what_is_missing_is_told(
+    source: Path, served: str, settings: Callable[..., BulkSettings]
+) -> None:
+    (source / "list.txt").write_text(f"{served}/a.jpg\n{served}/gone.jpg\n{served}/deep/group.jpg?x=1\n")
+    asked = settings(source=f"{served}/list.txt")
+    done = {row["key"].partition("/")[2]: row["status"] for row in work(asked)}
+    assert done == {"a.jpg": "restored", "gone.jpg": "failed", "deep/group.jpg": "restored"}
+    told = next(row["reason"] for row in pictures(asked).values() if row["status"] == "failed")
+    assert f"{served}/gone.jpg cannot be read (not found)" in told
+    with pytest.raises(BadImage, match="no folder that can be listed; give a list"):
+        list(items(served))
 
 
 def test_no_two_pictures_share_a_result() -> None:
@@ -298,6 +342,20 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert Counter(row["status"] for row in pictures(asked).values()) == {"restored": 3, "no face": 1, "failed": 1}
 
 
+def test_a_name_that_the_target_cannot_take_costs_its_picture_alone(settings: Callable[..., BulkSettings]) -> None:
+    asked = settings()
+    long, below = "x" * 300, "a.png/b.png"
+    rows = [f"{key},a.jpg" for key in ("a.png", long, below, "fine")]
+    Path(asked.source, "list.csv").write_text("id,url\n" + "\n".join(rows))
+    work(settings(source=f"{asked.source}/list.csv", limit=1))
+    work(settings(source=f"{asked.source}/list.csv"))
+    told = pictures(asked)
+    assert {key: row["status"] for key, row in told.items()} == {
+        "a.png": "restored", "fine": "restored", long: "failed", below: "failed",
+    }  # fmt: skip
+    assert "give it another id" in told[below]["reason"] and not told[below]["output"]
+
+
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(str(tmp_path / "out"))
     place.write("a/b.png", b"old")
@@ -323,9 +381,17 @@ def test_a_target_takes_one_set_of_options(settings: Callable[..., BulkSettings]
     manifest.claim(place, told, "1", usual)
     other = json.loads(json.dumps(told))
     other["options"]["w"] = 0.5
-    with pytest.raises(BadTarget, match=r"another options.w \(0.8 there, 0.5 asked\)"):
+    with pytest.raises(BadTarget, match=r"other options: options.w \(0.8 there, 0.5 asked\)"):
         manifest.claim(place, other, "2", usual)
+    with pytest.raises(BadTarget, match="other options: another people file;"):
+        manifest.claim(place, told | {"people_sha256": "0" * 64}, "3", usual)
+    for damaged in (b"[" * 100_000, b'{"options": 5}', b"null"):
+        place.write(manifest.RUN, damaged)
+        with pytest.raises(BadTarget, match="is damaged"):
+            manifest.claim(place, told, "1", usual)
     place.remove(manifest.RUN)
+    manifest.claim(place, told, "1", usual, write=False)
+    assert place.read(manifest.RUN) is None
     manifest.write_piece(place, (1, 1), [{"kind": "picture", "key": "a"}])
     with pytest.raises(BadTarget, match="is gone"):
         manifest.claim(place, told, "1", usual)
@@ -357,10 +423,35 @@ def test_addresses_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         read_url(str(tmp_path / "gone.png"))
 
 
-def test_dry_run_counts_and_measures(settings: Callable[..., BulkSettings]) -> None:
-    plan, seconds = estimate(settings(), sample=2)
+def test_dry_run_counts_measures_and_refuses_as_a_run_does(
+    settings: Callable[..., BulkSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, seconds, failures = estimate(settings(), sample=2)
     assert plan.to_do == 5 and len(plan.sample) == 2 and seconds > 0
     assert not Path(settings().target).exists()
+    asked = settings()
+    other = RestoreSettings(RestoreOptions(w=0.3), models=asked.restore.models)
+    place, told = Place(asked.target), asked.told("abc")
+    manifest.claim(place, told, "0", told)
+    before = place.names("")
+    with pytest.raises(BadTarget, match="options.w .0.8 there, 0.3 asked"):
+        estimate(settings(restore=other), sample=1)
+    assert place.names("") == before
+
+
+def test_dry_run_tells_what_fails_and_how_long_it_takes(
+    settings: Callable[..., BulkSettings], capsys: pytest.CaptureFixture
+) -> None:
+    from idcodeformer.cli import main
+    from idcodeformer.cli.bulk import _duration
+
+    asked = settings()
+    models = ["--model", asked.restore.models.restorer, "--recogniser", asked.restore.models.recogniser]
+    assert main(["bulk", asked.source, asked.target, "--dry-run", "--parser", "none", "--workers", "1", *models]) == 0
+    told = capsys.readouterr()
+    assert "5 pictures to do, 0 done before" in told.out and "(5 tried), so about 1 min with 1 worker\n" in told.out
+    assert "broken.jpg" in told.err and told.err.count("failed:") == 1
+    assert [_duration(s) for s in (7200, 200 * 3600, 600)] == ["2.0 hours", "200 hours (8 days)", "10 min"]
 
 
 def test_ray_is_asked_for_by_name(settings: Callable[..., BulkSettings], monkeypatch: pytest.MonkeyPatch) -> None:

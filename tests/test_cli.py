@@ -221,7 +221,7 @@ def test_demo_writes_sheet_and_table(
     rows = [row.split() for row in first.splitlines() if row.startswith(("portrait", "group"))]
     assert len(rows) >= 4 and all(row[4] != row[5] for row in rows)  # image, face, detection, person, input, ...
     assert all(row[5] == row[6] for row in rows)  # the model is the control here
-    assert "ID-Sim is the cosine similarity of mini_recogniser" in first  # another one than guided judges
+    assert "ID-Sim is the cosine similarity of mobileface_v2" in first  # another one than guided judges
     with Image.open(tmp_path / "faces.jpg") as faces:
         assert faces.width > 5 * 144 and faces.height > len(rows) * 144
     assert main([str(argument) for argument in line]) == 0

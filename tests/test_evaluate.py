@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from idcodeformer.files.drawing import font, wrapped
 from idcodeformer.guidance import gate, optimise
 from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.pipeline import FacePipeline
+from idcodeformer.restoration.tone import match_tone
 from idcodeformer.types import Embeddings, RestoreOptions
 from idcodeformer.weights.loading import build, save
 from idcodeformer.weights.registry import WEIGHTS
@@ -29,6 +32,8 @@ from training.evaluation.evalset import load_set
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.fid import BackboneFeatures, _leave_border_out, _pool_by_maximum, load_extractor
 from training.evaluation.judges import Judges, RecogniserJudge, check_independence
+from training.evaluation.report import _colours
+from training.evaluation.sheets import CELL, Sheet, draw
 from training.evaluation.subjects import CeilingSubject, LossRecognisers, ModelSubject, load_network, split_name
 from training.stages.perceptual import STLPIPS
 from training.tools.export import export
@@ -147,12 +152,34 @@ def test_figures_are_those_of_the_definition(kit: Path, result) -> None:
         x, y = (torch.from_numpy(i).permute(2, 0, 1)[None].float() / 255 for i in (bad, truth))
         with torch.no_grad():
             image = net(x * 2 - 1, w=1.0, adain=True)[0]
-        image = ((image.clamp(-1, 1) + 1) / 2 * 255).round() / 255
+        image = match_tone((image.clamp(-1, 1) + 1) / 2, x, RestoreOptions())
+        image = (image * 255).round() / 255
         psnrs.append(float(-10 * (image - y).square().mean().log10()))
         sims.append(float((eye.embed(image) * eye.embed(y)).sum()))
     figures = row(report, "soft", "model", "identity", 1.0)["figures"]
     assert figures["psnr"]["value"] == pytest.approx(np.mean(psnrs), abs=1e-3)
     assert figures["id_sim other_net"]["value"] == pytest.approx(np.mean(sims), abs=1e-4)
+
+
+def test_faces_are_judged_in_the_colours_that_users_get(kit: Path, tmp_path: Path) -> None:
+    """By default as the pipeline makes an aligned face by default, else as the network makes it."""
+    words = command(kit, tmp_path, "--degradation", "soft", "--w", "1", models=("control",))
+    chosen = {"low_band": [], "adain": ["--colour", "adain"], "off": ["--colour", "off"]}
+    runs = {colour: Evaluation(parser().parse_args([*words, *more])) for colour, more in chosen.items()}
+    _, truth, degraded = next(runs["off"].faces.batches(runs["off"].degradations["soft"], 0, 4))
+    made = {colour: run.models[0].make(truth, degraded)[0] for colour, run in runs.items()}
+    net = build(kit / "control.safetensors")
+    for colour in ("adain", "off"):
+        with torch.no_grad():
+            alone = (net(degraded * 2 - 1, w=1.0, adain=colour == "adain")[0].clamp(-1, 1) + 1) / 2
+        assert torch.allclose(made[colour], alone, atol=1e-4)
+    product, _ = FacePipeline(runs["off"].models[0].restorer).restore_aligned(degraded, RestoreOptions(w=1.0))
+    assert torch.allclose(made["low_band"], product, atol=1e-5)
+    assert (made["low_band"] - made["adain"]).abs().mean() > 0.01
+    assert len({run.models[0].key for run in runs.values()}) == 3
+    said = [_colours(run._settings()) for run in runs.values()]
+    assert "of the input, as users get them (low_band), latent colour match (AdaIN) on" in said[0]
+    assert "as the network makes them, latent colour match (AdaIN) on" in said[1] and "(AdaIN) off" in said[2]
 
 
 def test_recognisers_of_the_loss_and_independent_ones_are_apart(result) -> None:
@@ -287,6 +314,25 @@ def test_models_of_two_sizes_do_not_share_a_table(kit: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="same name"):
         twice = command(kit, tmp_path, "--degradation", "soft", models=("control", "control"))
         Evaluation(parser().parse_args(twice))
+
+
+def test_what_is_written_on_a_sheet_stays_in_its_column() -> None:
+    """A white column without labels stays white between columns with long ones."""
+    long = "mobilefacenet_112x96_128d, likeness: 0.55\nanother_recogniser_with_a_long_name_of_its_own: 0.42"
+    grey, white = (np.full((SIZE, SIZE, 3), level, np.uint8) for level in (120, 255))
+    sheet = Sheet("s", "title", ["a", "b"], [long, "", long], [[grey, white, grey]] * 2, [[long, "", long]] * 2)
+    pixels = np.asarray(draw(sheet).convert("L"))
+    step, wide = CELL + 6, 3 * (CELL + 6) + 16
+    assert pixels.shape[1] == 8 + 2 * wide
+    for left in (8 + step, 8 + wide + step):
+        assert (pixels[25:, left - 4 : left + CELL] == 255).all()
+    assert (pixels[-3:] == 255).all()  # nothing is cut off below
+    letters = font(11)
+    for width in (30, 90, 160):
+        lines = wrapped(long, letters, width).split("\n")
+        assert max(map(letters.getlength, lines)) <= width
+        assert "".join(lines).replace(" ", "") == long.replace(" ", "").replace("\n", "")
+    assert wrapped("two words\n", letters, 500) == "two words\n"
 
 
 def test_perceptual_and_frechet_columns(kit: Path, tmp_path: Path) -> None:
@@ -458,8 +504,9 @@ def test_a_guided_row_is_what_guidance_makes(kit: Path, tmp_path: Path, eager: N
     rule = GuidanceOptions(2, force=True)
     by_hand = guide(run.models[0].restorer, degraded, person, eye, RestoreOptions(w=1.0), rule)
     assert bound.figures[0]["guided"].tolist() == [1]
-    moved = (image - by_hand.unguided).abs().mean()
-    assert moved > 0 and (image - by_hand.pixels).abs().mean() < 0.05 * moved  # rounding, by the size of a batch
+    plain, toned = (match_tone(p, degraded, RestoreOptions()) for p in (by_hand.unguided, by_hand.pixels))
+    moved = (image - plain).abs().mean()
+    assert moved > 0 and (image - toned).abs().mean() < 0.05 * moved  # rounding, by the size of a batch
 
 
 def test_the_gate_is_that_of_the_product(kit: Path, tmp_path: Path, eager: None, monkeypatch) -> None:

@@ -259,16 +259,17 @@ def test_a_second_recogniser_that_is_there_guides(tiny_recogniser: Path, tmp_pat
     cpu = ModelChoice(device="cpu")
     settings = RestoreSettings(references=("a.jpg",), guidance=GuidanceOptions(steps=3), models=cpu)
     first = load_recogniser(device="cpu")
-    assert load_guide(settings, first) is None  # nothing but the built-in one: it does both
+    assert load_guide(settings, first).name == "mobileface_v2"  # the other built-in one
     (tmp_path / "second.safetensors").write_bytes(tiny_recogniser.read_bytes())
     monkeypatch.setenv("IDCODEFORMER_MODELS", str(tmp_path))
     assert load_guide(settings, first).name == "second"
-    assert second_recogniser(load_recogniser(tmp_path / "second.safetensors", "cpu"), "cpu").name == "mini_recogniser"
+    assert second_recogniser(load_recogniser(tmp_path / "second.safetensors", "cpu"), "cpu").name == "mobileface_v2"
+    assert second_recogniser(load_recogniser("mobileface_v2", "cpu"), "cpu").name == "second"
     assert load_guide(replace(settings, guidance=GuidanceOptions(steps=0)), first) is None
     named = replace(settings, models=ModelChoice(guide="mini_recogniser", device="cpu"))
     assert load_guide(named, first).name == "mini_recogniser"
     (tmp_path / "second.safetensors").write_bytes(find("mini_recogniser").read_bytes())
-    assert second_recogniser(first, "cpu") is None  # the same weights under another name judge no better
+    assert second_recogniser(first, "cpu").name == "mobileface_v2"  # the same weights again judge no better
 
 
 def test_the_recogniser_of_a_file_of_people_guides(tiny_recogniser: Path, tmp_path: Path, monkeypatch) -> None:
@@ -318,16 +319,16 @@ def names_of(faces: list[dict]) -> list[str]:
 def test_a_family_picture_is_named_and_guided_person_by_person(family: Path, tmp_path: Path, capsys) -> None:
     faces = run(family, tmp_path, "--guide", "2", "--save-crops")
     assert names_of(faces) == ["Ann", "", "Bob", ""]
-    for key in ("guided_by", "judged_by"):
-        assert [face[key] for face in faces] == ["mini_recogniser" if face["person"] else "" for face in faces]
+    for key, name in (("guided_by", "mobileface_v2"), ("judged_by", "mini_recogniser")):
+        assert [face[key] for face in faces] == [name if face["person"] else "" for face in faces]
     said = capsys.readouterr().out
     shown = ", ".join(face["person"] or "nobody known" for face in faces)
-    assert f"shows {shown}" in said and "Bob: guided by mini_recogniser" in said
+    assert f"shows {shown}" in said and "Bob: guided by mobileface_v2" in said
     texts = [Image.open(tmp_path / "final_results/group.png").text]
     texts += [Image.open(tmp_path / f"restored_faces/group_{n:02d}.png").text for n in range(4)]
     marks = [each.get("IDCodeFormer guidance", "") for each in texts]
     assert marks[0] == marks[1] == marks[3] and marks[2] == marks[4] == ""
-    assert "model mini_id_codeformer, guide mini_recogniser, idcodeformer 0." in marks[0]
+    assert "model mini_id_codeformer, guide mobileface_v2, idcodeformer 0." in marks[0]
     assert not Image.open(tmp_path / "cropped_faces/group_00.png").text
 
 

@@ -244,7 +244,7 @@ def test_the_command_guides_and_says_so(photographs, tmp_path, capsys) -> None:
     for side, more in (("a", ["--guide", "3"]), ("b", [])):
         assert main([*common, "-o", str(tmp_path / side), "--json", str(tmp_path / f"{side}.json"), *more]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "guided by mini_recogniser" in said[0] and "the recogniser that guided" in said[0]
+    assert "guided by mobileface_v2" in said[0] and ", judged by mini_recogniser" in said[0]
     assert "guided" not in said[1]
     guided, plain = (json.loads((tmp_path / f"{side}.json").read_text())["files"][0]["faces"][0] for side in "ab")
     before, after = map(float, re.search(r"(0\.\d+) to (0\.\d+) in 3 steps", guided["guidance"]).groups())
@@ -264,7 +264,7 @@ def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, c
     write(tmp_path / "crop.png", Picture(crop))
     common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--reference", bad, "--guide", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mini_recogniser", 1.0)
+        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mobileface_v2", 1.0)
         assert main([*common, "-o", str(tmp_path / "a")]) == 0
     assert main(["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "-o", str(tmp_path / "b")]) == 0
     assert main([*common, "--force-guide", "-o", str(tmp_path / "c")]) == 0

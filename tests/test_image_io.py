@@ -83,6 +83,34 @@ def test_icc_exif_and_resolution_go_along(tmp_path: Path, suffix: str) -> None:
             assert round(float(back.info["dpi"][0])) == 300
 
 
+@pytest.mark.parametrize(("dpi", "kept"), [((1e9, 1e9), None), ((72.0, 0.0), None), ((float("nan"), 72.0), None),
+                                           ((600.0, 300.0), (600.0, 300.0))])  # fmt: skip
+def test_a_resolution_that_no_format_holds_is_left_out(tmp_path: Path, dpi: tuple, kept: tuple | None) -> None:
+    from PIL import TiffImagePlugin
+
+    number = {282: dpi[0], 283: dpi[1]}
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in number.items():
+        tags.tagtype[tag] = 11  # a float, which holds what a rational cannot
+        tags[tag] = value
+    tags[296] = 2
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", tiffinfo=tags)
+    picture = read(tmp_path / "a.tif")
+    assert picture.dpi == kept
+    for ending in (".png", ".jpg", ".webp"):
+        assert read(write(tmp_path / f"b{ending}", picture)).size == picture.size
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])
+def test_frames_that_claim_to_stand_for_hours_are_written(tmp_path: Path, suffix: str) -> None:
+    moving = torch.arange(3).view(3, 1, 1, 1).expand(3, 3, 8, 8) / 2
+    claimed = Picture(moving, durations=(65_535_000, 50, 10**13))
+    again = read(write(tmp_path / f"a{suffix}", claimed))
+    assert again.durations == (655_350, 50, 655_350)
+    still = Picture(torch.zeros(3, 3, 8, 8), durations=(655_350,) * 3)  # equal frames are written as one
+    assert read(write(tmp_path / f"b{suffix}", still)).size == (8, 8)
+
+
 def test_alpha_is_kept_and_jpeg_refuses_to_lose_it(tmp_path: Path) -> None:
     rgba = RNG.integers(1, 256, (6, 9, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "a.png")

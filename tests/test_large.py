@@ -123,3 +123,7 @@ def test_aligned_pictures_are_judged_too(sharp: Tensor, mode: str, status: str) 
     if mode == "keep":
         assert fine(done.picture.frames[0]) > 0.9 * fine(sharp[0])
         assert abs(float((done.picture.frames - sharp)[..., 200:400, 200:400].mean()) - 0.1) < 0.02
+        assert "under its own detail" in done.faces[0].reason
+    pixels, (line,) = FacePipeline(Soften()).restore_aligned(sharp, options)  # a program's own door says the same
+    torch.testing.assert_close(pixels, done.picture.frames)
+    assert line.to_dict() == done.faces[0].to_dict() and line.box == (0.0, 0.0, 600.0, 600.0)

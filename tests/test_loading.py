@@ -14,6 +14,7 @@ from torch import nn
 from idcodeformer.errors import CorruptWeights, MissingWeights, UnsafeWeights, UnsupportedWeights
 from idcodeformer.networks.arcface import GRAY_CONFIG, IRSE50, IResNet, IResNetConfig, ResNet18Gray
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
+from idcodeformer.networks.mobileface import MobileFace, MobileFaceConfig
 from idcodeformer.networks.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
 from idcodeformer.networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
 from idcodeformer.weights import loading
@@ -149,6 +150,7 @@ RECOGNISERS = [
     ResNet18Gray(IResNetConfig(**NARROW, input_size=128)),
     MobileFaceNet(MobileFaceNetConfig(STAGES, stem=8, head=16, embedding_dim=5, input_width=96)),
     FoldedMobileFaceNet(MobileFaceNetConfig(STAGES, stem=8, head=16, embedding_dim=9)),
+    MobileFace(MobileFaceConfig(stem=8, channels=(8, 12, 12, 16), repeats=2, expansion=2, embedding_dim=9)),
 ]
 
 

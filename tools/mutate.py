@@ -35,6 +35,11 @@ TARGETS: dict[str, list[str]] = {
     "idcodeformer/detection/landmarks.py": ["tests/test_detect.py"],
     "idcodeformer/guidance/gate.py": ["tests/test_guidance.py"],
     "idcodeformer/guidance/optimise.py": ["tests/test_guidance.py"],
+    "idcodeformer/guidance/fidelity.py": ["tests/test_family.py", "tests/test_guidance.py"],
+    "idcodeformer/guidance/restoring.py": ["tests/test_family.py", "tests/test_guidance.py"],
+    "idcodeformer/identity/people.py": ["tests/test_people.py", "tests/test_family.py"],
+    "idcodeformer/bulk/manifest.py": ["tests/test_bulk.py"],
+    "idcodeformer/bulk/listing.py": ["tests/test_bulk.py"],
     "training/stages/losses.py": [f"{TRAINING}losses.py", f"{TRAINING}objective.py", f"{TRAINING}identity.py"],
     "training/stages/base.py": [f"{TRAINING}objective.py", f"{TRAINING}steps.py", f"{TRAINING}stages.py"],
     "training/stages/fidelity.py": [f"{TRAINING}objective.py", f"{TRAINING}identity.py", f"{TRAINING}stages.py"],
@@ -45,6 +50,10 @@ TARGETS: dict[str, list[str]] = {
     "nodes/faces.py": [f"{NODES}restore.py", f"{NODES}detect.py"],
     "nodes/upscale.py": [f"{NODES}restore.py", f"{NODES}memory.py"],
     "nodes/stream.py": [f"{NODES}restore.py"],
+    "nodes/restoring.py": [f"{NODES}restore.py", f"{NODES}guided.py", f"{NODES}person.py"],
+    "nodes/people.py": [f"{NODES}person.py", f"{NODES}guided.py"],
+    "nodes/managed.py": [f"{NODES}memory.py", f"{NODES}held.py", f"{NODES}restore.py"],
+    "nodes/paste.py": [f"{NODES}paste.py"],
 }
 FLIPPED = {
     ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

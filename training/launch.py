@@ -65,7 +65,8 @@ def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
 
 
 class StopSignal:
-    """Within the context SIGINT and SIGTERM set ``asked``; a second SIGINT interrupts at once."""
+    """Within the context SIGINT, SIGTERM and SIGHUP (a closed terminal; not under ``nohup``) set ``asked``; a second
+    SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -78,7 +79,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))):
+                if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._ask)
         return self
 

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption, IDCodeFormerError
 from ..files.reading import Picture, decode, read
 from ..files.writing import check_size, encode, write
 from ..geometry.resizing import resize
-from ..restoration.large import LargeFace, judge_large
 from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import SMALLEST_CROP
-from ..types import Embeddings, FaceReport, Progress, Restoration
+from ..types import Embeddings, Progress, Restoration
 from .models import default_model, embed_person, load_galleries, load_pipeline
 from .naming import ending_of, free_name, out_of, result_file
 from .outcome import COMPARE, CROPPED, FINAL, RESTORED, Outcome, Restored, marked
@@ -240,29 +238,11 @@ class RestoreJob:
 
     def _crop(self, picture: Picture, progress: Progress | None) -> Restored:
         """The picture is a crop already: no detection, no pasting (reference: has_aligned)."""
-        pipeline, options = self._loaded(), self.settings.options
-        side = pipeline.restorer.size
-        large = self._large(picture, side)
-        if large is not None and not large.kept:
-            box = (0.0, 0.0, float(picture.size[1]), float(picture.size[0]))
-            left = [FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(picture.frames))]
-            return Restored(picture, tuple(left))
-        pixels = resize(picture.frames, (side, side)).clamp(0, 1)
-        faces, lines = pipeline.restore_aligned(
-            pixels, options, self.settings.guidance, self.references, self.people, progress
+        faces, lines = self._loaded().restore_aligned(
+            picture.frames, self.settings.options, self.settings.guidance, self.references, self.people, progress
         )
-        if large is not None:
-            change = resize(faces - pixels, picture.size, "bicubic")
-            faces = (picture.frames + change).clamp(0, 1)
-            lines = tuple(replace(n, reason=large.reason) if n.status == "restored" else n for n in lines)
         restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
         return Restored(marked(restored, lines, self.model), lines)
-
-    def _large(self, picture: Picture, side: int) -> LargeFace | None:
-        """What becomes of an aligned picture larger than the network; its frames share a size, so one goes for all."""
-        crops = F.interpolate(picture.frames, (side, side), mode="area")
-        judged = judge_large(crops, [min(picture.size) / side] * len(crops), self.settings.options)
-        return next((face for face in judged if face is not None), None)
 
     def _loaded(self) -> FacePipeline:
         if self.pipeline is None:

@@ -64,10 +64,11 @@ def _called(name: str, settings: RestoreSettings) -> IdentityRecogniser | None:
 
 
 def second_recogniser(first: IdentityRecogniser, device: str | None) -> IdentityRecogniser | None:
-    """Another recogniser than ``first`` among the files that are there; None where there is none."""
+    """Another recogniser than ``first`` among the files that are there, those that a user has put there first; None
+    where there is none."""
     from ..weights.store import available
 
-    for found in available("recogniser"):
+    for found in sorted(available("recogniser"), key=lambda each: each.embedded):
         if found.path.stem != first.name:
             other = load_scorer(str(found.path), device)
             if other is not None and other.digest != first.digest:
@@ -91,7 +92,7 @@ def load_galleries(
         known = known[:1]
     if Path(source).is_file():  # pipeline.guide is the one that made it, or was named
         return [load_people(source, None, pipeline.guide or known[0])]
-    galleries = [load_people(source, pipeline.detector, one) for one in known]
+    galleries = [load_people(source, pipeline.detector, one, remember=True) for one in known]
     for doubt in galleries[0].doubts if tell is not None else ():
         tell(f"{'doubtful' if doubt.kept else 'left out'}: {doubt.photo}: {doubt.reason}")
     return galleries

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..files.marks import GUIDED_KEY
 from ..files.reading import Picture
 from ..types import FaceReport, Restoration
 
 # Folders of results, as the reference names them.
 FINAL, RESTORED, CROPPED, COMPARE = "final_results", "restored_faces", "cropped_faces", "compare"
-GUIDED_KEY = "IDCodeFormer guidance"  # of the text field in a PNG
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Restored:
 
 
 def marked(picture: Picture, faces: Sequence[FaceReport], model: str) -> Picture:
-    """The picture with a text, which PNG files keep, where photos of a person guided one of ``faces``."""
+    """The picture with a text, which its file keeps, where photos of a person guided one of ``faces``."""
     from .. import __version__
 
     guides = sorted({face.guided_by for face in faces if face.guided_by})

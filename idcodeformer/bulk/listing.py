@@ -58,6 +58,8 @@ def items(source: str, skip: str = "") -> Iterator[Item]:
         return
     fs, root = filesystem(source)
     remote = "://" in source
+    if source.lower().startswith(("http://", "https://")) and not _names_a_picture(source):
+        raise BadImage(f"{source} is no folder that can be listed; give a list: a .txt with an address a line.")
     if not fs.exists(root):
         raise BadImage(f"{source} does not exist; check the address.")
     if fs.isfile(root):
@@ -75,6 +77,10 @@ def items(source: str, skip: str = "") -> Iterator[Item]:
                 yield Item(path[len(base) :].lstrip("/"), fs.unstrip_protocol(path) if remote else path)
 
 
+def _names_a_picture(url: str) -> bool:
+    return posixpath.splitext(url.partition("?")[0])[1].lower() in EXTENSIONS
+
+
 def _listed(source: str) -> Iterator[Item]:
     folder = posixpath.dirname(source)
     seen: set[bytes] = set()
@@ -86,6 +92,8 @@ def _listed(source: str) -> Iterator[Item]:
             url = posixpath.join(folder, url)
         key = str(row.get("id") or "") or url.partition("://")[2].partition("?")[0] or url
         key = key.lstrip("/")
+        if not key:
+            raise BadOption(f"{source} names {url!r}, which is no picture; take it out of the list.")
         if ".." in key.split("/") or "\\" in key or "\0" in key:
             raise BadOption(f"{source} names a picture {key!r}, which lies outside the target; give it another id.")
         if (short := bytes.fromhex(digest(key))) in seen:
@@ -111,9 +119,23 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
         else:
             parts = parquet.ParquetFile(io.BytesIO(data)).iter_batches(4096)
         for number, part in enumerate(parts):
-            if number == 0 and not set(_COLUMNS) & set(part.schema.names):
-                raise BadOption(f"{source} has no column {' or '.join(_COLUMNS)}; name the one with the pictures so.")
+            if number == 0:
+                _check_columns(source, part.schema)
             yield from part.to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        told = str(error).splitlines()[0][:200]
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadImage(f"{source} is no list of pictures ({told}); make it again.") from error
+
+
+def _check_columns(source: str, schema: Any) -> None:
+    """Raise BadOption where no column names the pictures, or one of ours holds no texts (an id may be a number)."""
+    from pyarrow import types
+
+    if not set(_COLUMNS) & set(schema.names):
+        raise BadOption(f"{source} has no column {' or '.join(_COLUMNS)}; name the one with the pictures so.")
+    for field in schema:
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        text = types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+        text |= field.name == "id" and types.is_integer(kind)
+        if field.name in (*_COLUMNS, "person", "id") and not text:
+            raise BadOption(f"{source}: the column {field.name} holds {field.type}; make it one of texts.")

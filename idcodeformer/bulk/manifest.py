@@ -79,9 +79,22 @@ def _read_piece(place: Place, name: str, columns: list[str] | None = None) -> li
     if data is None or not name.endswith(".parquet"):
         return []
     try:
-        return parquet.read_table(io.BytesIO(data), columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise BadTarget(f"{place.url_of(name)} is damaged ({error}); delete it, and run the line again.") from error
+        table = parquet.ParquetFile(io.BytesIO(data)).read(columns=columns)
+        rows = table.cast(_over_columns(table)).select(columns or table.column_names).to_pylist()
+        if not all(row["kind"] and row["key"] for row in rows):
+            raise KeyError("a row without a name")
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BadTarget(f"{place.url_of(name)} is damaged ({told}); delete it, and run the line again.") from error
+    return rows
+
+
+def _over_columns(table: pyarrow.Table) -> pyarrow.Schema:
+    """The types that the columns of a piece ought to have; a column of another version stays as it is."""
+    import pyarrow
+
+    ours = schema()
+    return pyarrow.schema([ours.field(f.name) if f.name in ours.names else f for f in table.schema])
 
 
 def done(place: Place, part: tuple[int, int] = (1, 1)) -> np.ndarray:
@@ -122,13 +135,17 @@ def join(place: Place, part: tuple[int, int], drop_failed: bool = False) -> None
         place.remove(name)
 
 
-def claim(place: Place, told: dict[str, Any], options_sha256: str, usual: dict[str, Any]) -> None:
+def claim(
+    place: Place, told: dict[str, Any], options_sha256: str, usual: dict[str, Any], write: bool = True
+) -> None:
     """Note at the target which options its results have. Raises BadTarget where it holds those of others.
 
     An option that the target's version of this program did not have counts as its default in ``usual``: an archive is
-    gone on with after an update.
+    gone on with after an update. Nothing is written where ``write`` is False.
     """
     data = place.read(RUN)
+    if data is None and not write:
+        return
     if data is None:
         if place.names(MANIFEST):
             raise BadTarget(f"{place.url} has a manifest, but its {RUN} is gone; name another target.")
@@ -137,12 +154,16 @@ def claim(place: Place, told: dict[str, Any], options_sha256: str, usual: dict[s
         place.write(RUN, json.dumps(note, indent=1).encode())
         return
     try:
-        changed = _changed(_over(usual, json.loads(data)["options"]), told)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadTarget(f"{place.url_of(RUN)} is damaged ({error}); name another target.") from error
+        there = json.loads(data)["options"]
+        if not isinstance(there, dict):
+            raise ValueError("no options in it")
+        changed = _changed(_over(usual, there), told)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BadTarget(f"{place.url_of(RUN)} is damaged ({why}); name another target.") from error
     if changed:
-        others = ", ".join(changed)
-        raise BadTarget(f"{place.url} holds results of another {others}; name another target, or ask for the same.")
+        others = f"{place.url} holds results of other options: {', '.join(changed)}"
+        raise BadTarget(f"{others}; name another target, or ask for the same.")
 
 
 def _over(usual: Any, given: Any) -> Any:
@@ -156,4 +177,8 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [each for key in keys for each in _changed(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [f"{name} ({old} there, {new} asked)"]
+    if old == new:
+        return []
+    if name.endswith("_sha256"):
+        return [f"another {name.removesuffix('_sha256')} file"]
+    return [f"{name} ({old} there, {new} asked)"]

@@ -35,8 +35,16 @@ def read_url(url: str) -> bytes:
     except BadOption as error:
         raise BadImage(str(error)) from error
     except Exception as error:  # every store has its own kinds
-        told = str(error).splitlines() or [type(error).__name__]
-        raise BadImage(f"{url} cannot be read ({told[0][:200]}); check that it is there, and the rights.") from error
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        told = "not found" if isinstance(error, FileNotFoundError) else told
+        raise BadImage(f"{url} cannot be read ({told}); check that it is there, and the rights.") from error
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind ``error``, None where there is none."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error
 
 
 class Place:
@@ -80,10 +88,8 @@ class Place:
             raise
 
     def _told(self, error: Exception) -> str:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        cause = system_error(error)
+        full = cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else (str(cause or error).splitlines() or [type(error).__name__])[0][:200]
         return f"{self.url} cannot be written: {why}. Mend that and run the same line again: it goes on from here."
 

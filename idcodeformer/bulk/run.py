@@ -77,24 +77,28 @@ def run_bulk(
     return summary
 
 
-def estimate(settings: BulkSettings, sample: int = 12) -> tuple[Plan, float]:
-    """The plan, and the seconds of one worker for one of its pictures, from a few drawn by chance. Writes nothing."""
+def estimate(settings: BulkSettings, sample: int = 12) -> tuple[Plan, float, list[str]]:
+    """The plan, the seconds of one worker for one of its pictures, and why some failed: of a few drawn by chance.
+
+    Writes nothing. Raises what ``run_bulk`` does.
+    """
     from .groups import restore_group
 
     place = Place(settings.target)
     settings, _ = _prepared(settings, place, write=False)
     plan = make_plan(settings, place, "", sample)
     if not plan.sample:
-        return plan, 0.0
-    worker = Restorer(settings, "dry-run")
+        return plan, 0.0, []
+    worker = Restorer(_with_threads(settings, workers_of(settings)), "dry-run")
     import pyarrow
 
-    table = fetch(pyarrow.Table.from_pylist([item.__dict__ for item in plan.sample]))
-    rows = table.to_pylist()
-    restore_group(worker.job, rows[:1])  # the first picture pays for what is loaded late
+    rows = fetch(pyarrow.Table.from_pylist([item.__dict__ for item in plan.sample])).to_pylist()
+    good = next((row for row in rows if not row["reason"]), rows[0])
+    restore_group(worker.job, [good])  # the first picture pays for what is loaded late
     start = time.perf_counter()
-    restore_group(worker.job, rows)
-    return plan, (time.perf_counter() - start) / len(rows)
+    outcomes = [outcome for _, outcome in restore_group(worker.job, rows)]
+    seconds = (time.perf_counter() - start) / len(rows)
+    return plan, seconds, [outcome.error for outcome in outcomes if outcome.status == "failed"]
 
 
 def _ray() -> Any:
@@ -115,9 +119,7 @@ def _prepared(settings: BulkSettings, place: Place, write: bool = True) -> tuple
     settings = replace(settings, restore=replace(settings.restore, models=models))
     model_sha256 = sha256_of(find(model, "restorer"))
     told = settings.told(model_sha256)
-    if write:
-        usual = BulkSettings("", "", RestoreSettings()).told("")
-        claim(place, told, digest_of(told), usual)
+    claim(place, told, digest_of(told), BulkSettings("", "", RestoreSettings()).told(""), write)
     return settings, {"model_sha256": model_sha256, "options_sha256": digest_of(told)}
 
 
@@ -143,7 +145,7 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
     else:
         free = free_bytes(torch.device("cpu"))
         where = {"PYTHONPATH": os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])}
-        ray.init("local", num_cpus=_workers(settings) + 1, include_dashboard=False, runtime_env={"env_vars": where},
+        ray.init("local", num_cpus=workers_of(settings) + 1, include_dashboard=False, runtime_env={"env_vars": where},
                  object_store_memory=max(_SMALL_STORE, int(_STORE_SHARE * free)), **common)  # fmt: skip
     try:
         yield
@@ -151,7 +153,8 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _workers(settings: BulkSettings) -> int:
+def workers_of(settings: BulkSettings) -> int:
+    """How many workers this machine gets."""
     cores = os.cpu_count() or 1
     return settings.workers or (_gpus(settings) and torch.cuda.device_count()) or max(1, cores // 2)
 
@@ -166,10 +169,10 @@ def _stream(ray: Any, settings: BulkSettings, run: str, plan: Plan, hashes: dict
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.restore.models.device != "cpu" else 0
-    workers = settings.workers or gpus or (_workers(settings) if not settings.address else
+    workers = settings.workers or gpus or (workers_of(settings) if not settings.address else
                                            max(1, int(ray.cluster_resources().get("CPU", 2)) // 2))  # fmt: skip
-    if not settings.threads and not gpus and not settings.address:
-        settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // workers))
+    if not gpus and not settings.address:
+        settings = _with_threads(settings, workers)
     place, pool = settings.target, ray.data.ActorPoolStrategy
     named = [{"shard": name} for name in plan.shards]
     shards = ray.data.from_items(named, override_num_blocks=min(len(named), 10_000))
@@ -187,6 +190,13 @@ def _stream(ray: Any, settings: BulkSettings, run: str, plan: Plan, hashes: dict
         cause = getattr(error, "cause", None) or error
         told = (str(cause).strip().splitlines() or [type(cause).__name__])[-1][:300]
         raise WorkersFailed(f"The workers stopped: {told} Run the same line again to go on.") from error
+
+
+def _with_threads(settings: BulkSettings, workers: int) -> BulkSettings:
+    """The cores of this machine shared out, where nobody asked for a number and no GPU does the work."""
+    if settings.threads or _gpus(settings):
+        return settings
+    return replace(settings, threads=max(1, (os.cpu_count() or 1) // workers))
 
 
 class _Shard:

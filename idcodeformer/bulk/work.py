@@ -1,6 +1,7 @@
 """What the workers do with a handful of pictures: fetch, restore, write. Tables go in and come out."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -18,7 +19,7 @@ from .attempts import Attempts
 from .groups import restore_group
 from .listing import result_name
 from .manifest import FAILED, SET_ASIDE, write_piece
-from .places import Place, read_url
+from .places import Place, read_url, system_error
 from .settings import BulkSettings
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ RESULTS = "pictures"
 UNWRITTEN = "unwritten"
 _FETCHES = 8  # files of a handful that are read or written at the same time
 _TRIES = 2
+# The target is well, and this one name does not fit: too long, or below a name that is a file.
+_OF_A_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 _ENDINGS = {b"\x89P": ".png", b"\xff\xd8": ".jpg", b"RI": ".webp", b"GI": ".gif"}  # by a result's first bytes
 _SAME = ("status", "reason", "face", "score", "w", "id_sim_input", "id_sim_before", "id_sim_after", "guidance",
          "guided_by", "judged_by", "person")  # fmt: skip
@@ -131,7 +134,14 @@ class Writer:
         if row["data"]:
             ending = _ENDINGS.get(row["data"][:2], ".avif")
             outcome.output = f"{RESULTS}/{result_name(row['key'], ending)}"
-            self.place.write(outcome.output, row["data"])
+            try:
+                self.place.write(outcome.output, row["data"])
+            except BadTarget as error:
+                cause = system_error(error)
+                if cause is None or cause.errno not in _OF_A_NAME:
+                    raise
+                told = f"{self.place.url} takes no file of the name {outcome.output}; give it another id."
+                outcome.status, outcome.error, outcome.output = FAILED, f"{outcome.input}: {told}", ""
 
     def _lines(self, row: dict[str, Any], outcome: Outcome) -> list[dict[str, Any]]:
         width, height = outcome.size or (None, None)

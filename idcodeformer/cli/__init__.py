@@ -1,7 +1,7 @@
 """The command line: arguments, exit codes and what a person is told. The work is done in the modules beside.
 
-Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 143
-terminated.
+Exit codes: 0 done, 1 a file failed or something is missing, 2 wrong arguments, 130 interrupted (Ctrl-C), 129
+terminal closed, 143 terminated.
 """
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def _add_faces(sub: argparse.ArgumentParser) -> None:
     faces.add_argument("--min-eye-distance", type=float, default=5.0, metavar="PX", help="default 5")
     faces.add_argument("--max-faces", type=int, default=0, metavar="N", help="per picture; 0 = no limit")
     faces.add_argument("--order", choices=get_args(Order), default="size")
-    faces.add_argument("--keep", choices=("all", "largest", "centre"), default="all")
+    faces.add_argument("--keep", choices=("all", "largest", "centre", "person"), default="all",
+                       help="person: of clips, those who are on --reference or in --people")
     faces.add_argument("--only-center-face", action="store_true", help="same as --keep centre")
 
 
@@ -203,6 +204,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--seed", type=int, default=2022, help="of the degradation")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")
     _add_recogniser(sub)
+    sub.set_defaults(recogniser="mobileface_v2")  # it guides, so that mini_recogniser can score
     _add_device(sub)
 
 
@@ -289,7 +291,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return 2
     if argv is None:
-        signal.signal(signal.SIGTERM, _terminate)
+        _end_orderly()
         keep_pages()
     try:
         lift_pillows_limit()
@@ -305,6 +307,13 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadOption) else 1
+
+
+def _end_orderly() -> None:
+    """Unwind at SIGTERM, and where the terminal is closed; ``nohup`` has SIGHUP ignored, which stays so."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -76,16 +76,25 @@ def _bulk(args: argparse.Namespace) -> int:
 
 
 def _dry_run(settings: Any) -> int:
-    from ..bulk.run import _workers, estimate
+    from ..bulk.run import estimate, workers_of
 
-    plan, seconds = estimate(settings)
-    workers = settings.workers or _workers(settings)
-    hours = plan.to_do * seconds / workers / 3600
+    plan, seconds, failures = estimate(settings)
+    workers = settings.workers or workers_of(settings)
     print(f"{plan.to_do} pictures to do, {plan.done} done before, {len(plan.unnamed)} whose name is no text")
     if plan.to_do:
-        print(f"{seconds:.2f} s for a picture ({len(plan.sample)} tried), so about {hours:.2g} hours with "
-              f"{workers} such workers")  # fmt: skip
+        of_them = "1 worker" if workers == 1 else f"{workers} such workers"
+        print(f"{seconds:.2f} s for a picture ({len(plan.sample)} tried), so about "
+              f"{_duration(plan.to_do * seconds / workers)} with {of_them}")  # fmt: skip
+    for told in failures:
+        note(f"failed: {told}")
     return 0
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    if hours >= 48:
+        return f"{hours:.0f} hours ({hours / 24:.0f} days)"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(seconds / 60))} min"
 
 
 def settings_of(args: argparse.Namespace) -> Any:
@@ -118,7 +127,8 @@ def _people(args: argparse.Namespace) -> bytes | None:
     from ..identity.people import load_people, save_people
     from ..identity.recogniser import load_recogniser
 
-    people = load_people(path, load_detector(args.detector, args.device), load_recogniser(args.recogniser, args.device))
+    detector, recogniser = load_detector(args.detector, args.device), load_recogniser(args.recogniser, args.device)
+    people = load_people(path, detector, recogniser, remember=True)
     with tempfile.TemporaryDirectory() as folder:
         return save_people(people, Path(folder, "people.safetensors")).read_bytes()
 

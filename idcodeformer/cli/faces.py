@@ -57,7 +57,7 @@ def load_namer(
     if not args.people:
         return None
     judge = recogniser or load_recogniser(args.recogniser, args.device)
-    people = load_people(args.people, detector, judge)
+    people = load_people(args.people, detector, judge, remember=True)
     for doubt in people.doubts:
         note(f"{'doubtful' if doubt.kept else 'left out'}: {doubt.photo}: {doubt.reason}")
     return lambda frame, faces: people.name(judge.embed_faces([frame], [faces]))

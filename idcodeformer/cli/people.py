@@ -16,7 +16,7 @@ def run_people(args: argparse.Namespace) -> int:
 
     check_report(args)
     recogniser = load_recogniser(args.recogniser, args.device)
-    people = load_people(args.folder, load_detector(args.detector, args.device), recogniser)
+    people = load_people(args.folder, load_detector(args.detector, args.device), recogniser, remember=True)
     if args.output:
         save_people(people, args.output, args.overwrite)
     _tell(people, args, sys.stderr if args.json == "-" else sys.stdout)

@@ -97,7 +97,7 @@ def options_of(args: argparse.Namespace) -> tuple[RestoreOptions, DetectOptions]
     if args.batch_size < 0:
         raise BadOption(f"--batch-size is {args.batch_size}; give a number of faces, or 0 for what fits the memory.")
     check_tile(args.bg_tile)
-    if args.guide and not args.reference and not args.people:
+    if args.guide and not args.reference and not args.people and not args.own_reference:
         raise BadOption("--guide needs --reference PHOTO, other photos of the person, or --people FOLDER.")
     if args.reference and args.people:
         raise BadOption("--reference and --people were given; put the photos into a folder of --people.")
@@ -146,7 +146,7 @@ def settings_of(
         detect_options,
         models,
         references=tuple(args.reference or ()),
-        guidance=GuidanceOptions(args.guide, args.guide_strength, force=args.force_guide),
+        guidance=GuidanceOptions(0 if args.own_reference else args.guide, args.guide_strength, force=args.force_guide),
         aligned=args.aligned,
         out=out,
         format=args.format,

@@ -28,10 +28,13 @@ def add_clip_options(sub: argparse.ArgumentParser) -> None:
                        help="how far flicker is damped; 0 restores frame by frame; default 1")
     clips.add_argument("--sequence", type=Fraction, metavar="FPS",
                        help="folders that are named are the frames of one clip each, at so many frames a second")
+    clips.add_argument("--own-reference", action="store_true", help="--guide by the sharpest frames of each person in "
+                       "the clip, in the place of --reference")
 
 
 def settings_of(args: argparse.Namespace) -> ClipSettings:
     """Raises BadOption."""
+    from ..guidance.optimise import GuidanceOptions
     from ..video.job import ClipSettings
     from ..video.reading import parse_range
 
@@ -40,7 +43,16 @@ def settings_of(args: argparse.Namespace) -> ClipSettings:
     if args.sequence is not None and not 0 < args.sequence <= 1000:
         raise BadOption(f"--sequence is {float(args.sequence):g}; give the frames a second, such as 25 or 30000/1001.")
     span = None if args.range is None else parse_range(args.range)
-    return ClipSettings(args.codec, args.crf, span, args.steadiness, args.sequence)
+    own = args.own_reference
+    if own and (args.reference or args.people):
+        raise BadOption("--own-reference and photos of people were given; give one of them.")
+    if own and not args.guide:
+        raise BadOption("--own-reference needs --guide STEPS, 15 for most faces.")
+    if args.keep == "person" and not args.reference and not args.people:
+        raise BadOption("--keep person needs --reference PHOTO, photos of the person, or --people FOLDER.")
+    guidance = GuidanceOptions(args.guide, args.guide_strength) if own else None
+    return ClipSettings(args.codec, args.crf, span, args.steadiness, args.sequence, "", args.keep == "person", own,
+                        guidance)  # fmt: skip
 
 
 def is_clip(path: Path, args: argparse.Namespace) -> bool:
@@ -58,17 +70,27 @@ def sequences(args: argparse.Namespace, named: list[str]) -> list[tuple[Path, Pa
 
 def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
     """For the clips of a run, with the networks of its pictures. What does not go with clips fails clip by clip."""
+    import copy
     from dataclasses import replace
 
+    from ..batch.models import load_scorer, second_recogniser
     from ..video.job import VideoJob
 
     assert job.pipeline is not None
     settings = settings_of(args)
-    unfit = {"--aligned": args.aligned, "--guide": args.guide, "--target-identity": args.target_identity}
-    for name in (name for name, given in unfit.items() if given):
-        settings = replace(settings, refused=f"{name} is for pictures; leave it out for clips.")
-    references = job.references[0] if isinstance(job.references, list) else job.references
-    return VideoJob(job.pipeline, job.settings, settings, references, job.upscaler, job.model, job.failed)
+    asked, pipeline = job.settings, job.pipeline
+    if asked.detect_options.keep == "person":
+        asked = replace(asked, detect_options=replace(asked.detect_options, keep="all"))
+    if args.aligned:
+        settings = replace(settings, refused="--aligned is for pictures; leave it out for clips.")
+    if not hasattr(pipeline.restorer, "decode"):
+        settings = replace(settings, refused="Clips need a CodeFormer; this --model has no codes to keep steady.")
+    if settings.own_references:
+        pipeline = copy.copy(pipeline)
+        named, device = args.guide_by, asked.models.device
+        other = load_scorer(named, device) if named else second_recogniser(pipeline.recogniser, device)
+        pipeline.guide = other or pipeline.recogniser
+    return VideoJob(pipeline, asked, settings, job.references, job.upscaler, job.model, job.failed, job.people)
 
 
 def progress_of(bar: Any, number: int) -> Callable[[int, int, str], None]:
@@ -100,6 +122,13 @@ def describe(outcome: ClipOutcome) -> str:
     left = sorted({track["reason"] for track in outcome.tracks if not track["kept"]})
     if left:
         told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped ({'; '.join(left)})")
+    if named := list(dict.fromkeys(track["name"] for track in outcome.tracks if track["name"])):
+        told.append(f"shows {', '.join(named)}")
+    if guided := list(dict.fromkeys(track["guidance"] for track in kept if track.get("guidance"))):
+        told.append("; ".join(guided))
+    pairs = [f"{t['id_sim_before']:.2f}>{t['id_sim_after']:.2f}" for t in kept if t.get("id_sim_after") is not None]
+    if pairs:
+        told.append(f"to the references {' '.join(pairs)}")
     scores = [face["id_sim_input"] for face in outcome.faces if face["id_sim_input"] is not None]
     if scores:
         told.append(f"ID-Sim to the input {sum(scores) / len(scores):.2f}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
-from .verification import Trust, verify
+from .verification import Trust, confirmed, verify
 
 SURE = 0.5  # probability from which a finding in a crop counts
 
@@ -36,6 +36,10 @@ class OutsideTorch:
         options = options or DetectOptions()
         faces = tuple(self._detect(image, options.confidence) for image in batch)
         return verify(self._see, batch, faces, self.device, options, self.trust) if self.steady else faces
+
+    def confirm(self, images: Sequence[Tensor], faces: Sequence[Faces]) -> tuple[Faces, ...]:
+        """``faces`` of ``images`` that something else has found, see ``confirmed``."""
+        return confirmed(self._see, check_images(images), faces, self.device, self.trust)
 
     def _detect(self, image: Tensor, confidence: float) -> Faces:
         boxes, points, scores = self.find(image, confidence, crop=False)

@@ -21,7 +21,7 @@ from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
 from .landmarks import refine
-from .verification import Trust, verify
+from .verification import Trust, confirmed, verify
 
 # The published networks' constants (facexlib detection/retinaface.py, biubug6/Pytorch_Retinaface data/config.py).
 MEAN_BGR = (104.0, 117.0, 123.0)  # grey levels of 0..255
@@ -125,6 +125,11 @@ class RetinaFaceDetector:
         A face that its crop does not show keeps its landmarks; boxes and scores stay.
         """
         return refine(self._see, check_images(images), faces, self.device)
+
+    @torch.inference_mode()
+    def confirm(self, images: Sequence[Tensor], faces: Sequence[Faces]) -> tuple[Faces, ...]:
+        """``faces`` of ``images`` that something else has found, see ``confirmed``."""
+        return confirmed(self._see, check_images(images), faces, self.device, _TRUST)
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""

@@ -111,6 +111,8 @@ def _keep(
             raise BadOption('keep="mask" needs a mask; connect one or choose another rule.')
         inside = _inside(mask, [_centre(faces[n]) for n in alive], image_size)
         return [n for n, hit in zip(alive, inside, strict=True) if hit], "its centre is outside the mask"
+    if options.keep == "person":
+        raise BadOption('keep="person" is for clips; for pictures take order="reference" and max_faces=1.')
     raise BadOption(f"keep is {options.keep!r}; choose one of all, largest, centre, indices, mask.")
 
 

@@ -30,6 +30,7 @@ _AT_ONCE = 8  # faces whose turned crops are looked at together
 _WHOLE = 384  # px: the longer side of a picture that is turned because nothing was found in it
 _WHOLE_TURNED = 640  # px: of one that is turned because a face in it is
 _WHOLE_BEST = 256  # findings of a turned picture at most
+_IN_BOX = ((0.26, 0.4), (0.74, 0.4), (0.5, 0.6), (0.3, 0.75), (0.7, 0.75))  # landmarks, in lengths of the box
 _SAME = 0.7  # of the face's own ellipse: nearer to the middle of a face no other face has its middle
 _NMS = 0.4  # intersection over union
 
@@ -77,6 +78,20 @@ def verify(
         more = _checked(see, images, turned, device, trust)
         checked = [(*first, *(f for f in second if not f.doubt)) for first, second in zip(checked, more, strict=True)]
     return tuple(_once([f for f in found if options.doubtful or not f.doubt]) for found in checked)
+
+
+def confirmed(
+    see: See, images: Sequence[Tensor], faces: Sequence[Faces], device: torch.device, trust: Trust
+) -> tuple[Faces, ...]:
+    """``faces`` that something else has found, in their order, each with landmarks as seen here and a ``doubt`` where
+    no face is seen. Their own landmarks need only be about right (``face_in_box``)."""
+    return tuple(_checked(see, images, faces, device, trust))
+
+
+def face_in_box(box: Tensor, score: float = 1.0) -> Face:
+    """A face of which only the box [4] is known, with the landmarks that an upright one would have in it."""
+    size = box[2:] - box[:2]
+    return Face(box, score, box[:2] + torch.tensor(_IN_BOX) * size)
 
 
 def _checked(

@@ -1,7 +1,7 @@
 """Pictures for people: before/after sheets, marked faces, captions. Drawn with Pillow, returned as tensors."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,9 @@ _PAPER, _INK = (255, 255, 255), (24, 26, 30)
 _GAP, _TEXT = 8, 15  # px
 _WIDEST = 900  # px of each picture on a sheet
 _TILE = 192  # px of each face on a sheet
+_FARTHEST = 40  # heights of a label that it may move away from its box
+
+_Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def comparison(before: Tensor, after: Tensor, result: Restoration) -> Tensor:
@@ -72,33 +75,68 @@ def marked(
     names: Sequence[str] | None = None,
     dropped: Sequence[tuple[Face, str]] = (),
 ) -> Tensor:
-    """[3,H,W] with box, landmarks, number, score and name of ``faces``; ``dropped`` thin and gray, with the reason."""
+    """[3,H,W] with box, landmarks, number, score and name of ``faces``; ``dropped`` thin and gray, with the reason.
+
+    No label covers another: in a crowd labels move away from their boxes, then shrink to the number; a reason without
+    room is left out.
+    """
     from PIL import ImageDraw
 
     image = image_of(picture)
     draw = ImageDraw.Draw(image)
     line = max(1, round(min(image.size) / 250))
     letters = font(max(11, round(min(image.size) / 40)))
-    for face, reason in dropped:
+    for face, _ in dropped:
         draw.rectangle(box_of(face), outline=DIM, width=max(1, line // 2))
-        _label(draw, face, reason, DIM, letters)
-    for number, face in enumerate(faces):
+    for face in faces:
         draw.rectangle(box_of(face), outline=GOOD, width=line)
         for x, y in face.landmarks.tolist():
             draw.ellipse((x - line, y - line, x + line, y + line), fill=GOOD)
-        text = f"{number}  {face.score:.2f}" + (f"  {names[number]}" if names else "")
-        _label(draw, face, text, GOOD, letters)
+    taken: list[_Rectangle] = []
+    for number, face in enumerate(faces):
+        name = f"  {names[number]}" if names else ""
+        texts = (f"{number}  {face.score:.2f}{name}", f"{number}{name}", f"{number}")
+        taken += _labelled(draw, face, texts, GOOD, letters, taken, _FARTHEST)
+    for face, reason in dropped:
+        taken += _labelled(draw, face, (reason,), DIM, letters, taken, 0)
     return tensor_of(image)
 
 
-def _label(draw: Any, face: Face, text: str, colour: tuple[int, int, int], letters: Any) -> None:
-    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=letters)
-    x, y = box_of(face)[:2]
-    width, height = x1 - x0 + 6, y1 - y0 + 6
-    x = max(0.0, min(x, draw.im.size[0] - width))
-    y = y - height if y >= height else y
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + 3 - x0, y + 3 - y0), text, fill=_INK, font=letters)
+def _labelled(
+    draw: Any, face: Face, texts: Sequence[str], colour: tuple[int, int, int], letters: Any, taken: list[_Rectangle],
+    away: int,
+) -> list[_Rectangle]:  # fmt: skip
+    """The rectangle of the label that is drawn: of the first of ``texts`` that has room beside the box, or up to
+    ``away`` heights from it; [] where none has."""
+    for steps in range(away + 1):
+        for text in texts:
+            x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=letters)
+            size = (x1 - x0 + 6, y1 - y0 + 6)
+            for x, y in _places(box_of(face), size, steps, draw.im.size):
+                here = (x, y, x + size[0], y + size[1])
+                if not any(_overlap(here, other) for other in taken):
+                    draw.rectangle(here, fill=colour)
+                    draw.text((x + 3 - x0, y + 3 - y0), text, fill=_INK, font=letters)
+                    return [here]
+    return []
+
+
+def _places(
+    box: _Rectangle, size: tuple[float, float], steps: int, most: tuple[int, int]
+) -> Iterator[tuple[float, float]]:
+    """Where a label of ``size`` may begin, ``steps`` heights from its box: above, below, and first also inside it."""
+    left, top, right, bottom = box
+    rows = [top - (1 + steps) * size[1], bottom + steps * size[1]] + ([top, bottom - size[1]] if steps == 0 else [])
+    inside = [y for y in rows if 0 <= y <= most[1] - size[1]] or [min(max(0.0, top), max(0.0, most[1] - size[1]))]
+    columns = [left, right - size[0], (left + right - size[0]) / 2]
+    columns += [left - steps * size[0], right + (steps - 1) * size[0]] if steps else []
+    for y in inside:
+        for x in columns:
+            yield min(max(0.0, x), max(0.0, most[0] - size[0])), y
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def box_of(face: Face) -> tuple[float, float, float, float]:
@@ -112,6 +150,27 @@ def font(size: int = _TEXT) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
+
+
+def wrapped(text: str, letters: Any, width: int) -> str:
+    """``text`` with line breaks, so that no line is wider than ``width`` px; a word wider than that is broken."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            joined = f"{line} {word}" if line else word
+            if letters.getlength(joined) <= width:
+                line = joined
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while letters.getlength(line) > width and len(line) > 1:
+                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or letters.getlength(line[:n]) <= width)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def image_of(pixels: Tensor) -> Image:
@@ -129,17 +188,21 @@ def tensor_of(image: Image) -> Tensor:
 
 
 def _row(cells: Sequence[tuple[Image, str]], gap: int = _GAP) -> Image:
-    """Pictures side by side, each with its caption below (no space is kept where no cell has one)."""
+    """Pictures side by side, each with its caption below, as wide as the picture (no space is kept where none has one).
+    """
     from PIL import Image as pil
     from PIL import ImageDraw
 
-    foot = _TEXT + 8 if any(caption for _, caption in cells) else 0
+    letters = font()
+    captions = [wrapped(caption, letters, image.width - 4) for image, caption in cells]
+    lines = max((caption.count("\n") + 1 for caption in captions if caption), default=0)
+    foot = lines * (_TEXT + 3) + 5 if lines else 0
     width = sum(image.width for image, _ in cells) + gap * (len(cells) - 1)
     row = pil.new("RGB", (width, max(image.height for image, _ in cells) + foot), _PAPER)
     draw, left = ImageDraw.Draw(row), 0
-    for image, caption in cells:
+    for (image, _), caption in zip(cells, captions):
         row.paste(image, (left, 0))
-        draw.text((left + 2, row.height - foot + 2), caption, fill=_INK, font=font())
+        draw.multiline_text((left + 2, row.height - foot + 2), caption, fill=_INK, font=letters, spacing=3)
         left += image.width + gap
     return row
 

@@ -21,6 +21,7 @@ _XMP_KEY = "XML:com.adobe.xmp"  # of PNG (XMP specification, part 3, section 1.1
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"  # of JPEG (section 1.1.3)
 _MOST_IN_SEGMENT = 65533  # bytes of a JPEG segment behind its length
 _MOST_COMMENT = 60000  # bytes; older Pillows encode a JPEG through a buffer of 64 kB
+_MOST_DPI = 65535  # of JPEG; PNG holds more
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))([1-8])")
 
 
@@ -48,6 +49,15 @@ def read_notes(image: Image) -> Notes:
         float(info["gamma"]) if image.format == "PNG" and info.get("gamma") else None,
         tuple(map(float, chromaticity)) if chromaticity else None,
     )
+
+
+def dpi_of(image: Image) -> tuple[float, float] | None:
+    """The resolution, where it is one that every format can hold; a damaged file claims any number."""
+    try:
+        wide, high = (float(value) for value in image.info.get("dpi") or ())
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return (wide, high) if 0 < wide <= _MOST_DPI and 0 < high <= _MOST_DPI else None
 
 
 def _bytes(value: Any) -> bytes:

@@ -16,7 +16,7 @@ from ..errors import BadImage, BadOption
 from ..runtime.memory import is_out_of_memory
 from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
 from .limits import VARIABLE, formats, most_pixels
-from .metadata import Notes, orientation_of, read_notes, upright_exif
+from .metadata import Notes, dpi_of, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
 from .pixels import planes, planes_of
 from .transparency import fill_hidden
@@ -159,7 +159,7 @@ def _decode(data: bytes, path: Path) -> Picture:
             raise BadImage(f"{path} has the pixel type {image.mode}; save it as 8- or 16-bit RGB first.")
         common = {
             "origin": fingerprint(data),
-            "dpi": image.info.get("dpi"),
+            "dpi": dpi_of(image),
             "exif": upright_exif(image),
             "suffix": path.suffix.lower() or f".{(image.format or 'png').lower()}",
         }

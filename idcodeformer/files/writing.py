@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from .marks import mark_alone, with_comment_mark, with_xmp_mark
 from .metadata import Notes, exif_for, jpeg_comment, png_chunks, with_jpeg_xmp
 from .origin import with_origin
 from .pixels import to_levels
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
 _LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535, "AVIF": 65536}  # px, of the formats themselves
+_LONGEST = 655_350  # ms that a frame of a GIF stands; APNG and WebP hold more, an APNG's claim may be 18 hours
 _PARTIAL = re.compile(r"\..{0,40}\.[0-9a-f]{12}\.partial", re.DOTALL)
 _GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
 
@@ -144,7 +146,10 @@ def _encode(picture: Picture, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
     data = buffer.getvalue()
-    return with_jpeg_xmp(data, picture.notes.xmp) if kind == "JPEG" else data
+    if kind != "JPEG":
+        return data
+    whole = with_jpeg_xmp(data, with_xmp_mark(picture.notes).xmp)
+    return whole if len(whole) > len(data) else with_jpeg_xmp(data, mark_alone(picture.notes))
 
 
 def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
@@ -156,8 +161,8 @@ def _settings(picture: Picture, kind: str, icc: bytes | None) -> dict[str, Any]:
         extra["dpi"] = tuple(float(value) for value in picture.dpi)
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind == "WEBP" and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
+    elif kind == "WEBP" and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
     elif kind == "JPEG" and (comment := jpeg_comment(picture.notes)):
         extra["comment"] = comment
     quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95, "method": 4}}
@@ -179,7 +184,7 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
     alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
     images = [_to_image(frame, alpha, gray=False) for frame, alpha in zip(picture.frames, alphas)]
     buffer = io.BytesIO()
-    durations = list(picture.durations) or 100
+    durations = _standing(picture) or 100
     extra: dict[str, Any] = {"icc_profile": picture.icc} if picture.icc else {}
     if kind == "WEBP":
         extra["lossless"] = True
@@ -194,16 +199,24 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["exif"] = exif
     if kind == "PNG":
         extra["pnginfo"] = _png_info(picture.notes)
-    elif kind in ("WEBP", "AVIF") and picture.notes.xmp:
-        extra["xmp"] = picture.notes.xmp
-    elif kind == "GIF" and picture.notes.comment:
-        extra["comment"] = picture.notes.comment
+    elif kind in ("WEBP", "AVIF") and (xmp := with_xmp_mark(picture.notes).xmp):
+        extra["xmp"] = xmp
+    elif kind == "GIF" and (comment := with_comment_mark(picture.notes).comment):
+        extra["comment"] = comment
     if picture.poster and kind == "PNG":
         extra["default_image"] = True
     elif picture.poster:
         images = images[1:]
     images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=durations, **extra)
     return buffer.getvalue()
+
+
+def _standing(picture: Picture) -> list[int]:
+    """ms of each frame, as every format holds them; the encoders make one frame of equal neighbours."""
+    frames, most = picture.frames, _LONGEST
+    if sum(picture.durations) > most and any(map(torch.equal, frames, frames[1:])):
+        most //= len(frames)
+    return [min(ms, most) for ms in picture.durations]
 
 
 def _spread(frames: Tensor) -> Tensor:

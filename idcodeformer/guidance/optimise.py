@@ -41,8 +41,8 @@ _LEAST_GAIN = 0.01  # cosine; a guided face that is not nearer to the reference 
 _DETAIL_X4, _DETAIL_X8 = 0.0053, 0.0029
 _MOST_DRIFT = 0.04  # rms in [0,1] of the means over squares; further from the unguided face is another picture
 # Cosine that one in ten pairs of photos of one person reaches (145 people of LFW set 8); above it the recogniser is fed
-# texture. Others than the embedded recogniser are taken to be as strict as ArcFace's ResNets.
-SAME_PERSON = {"mini_recogniser": 0.80, "mobilefacenet_112_192d": 0.85}
+# texture. Others than these are taken to be as strict as ArcFace's ResNets.
+SAME_PERSON = {"mini_recogniser": 0.80, "mobileface_v2": 0.77, "mobilefacenet_112_192d": 0.85}
 _SAME_PERSON = 0.80
 
 

@@ -52,6 +52,7 @@ class FaceWork:
     guidance: GuidanceOptions | None = None
     recogniser: IdentityRecogniser | None = None
     guide: IdentityRecogniser | None = None
+    w: Tensor | None = None  # [N] in [0,1] on the CPU: the fidelity of each crop, in place of that of ``options``
 
     def __post_init__(self) -> None:
         if self.guiding and self.known is None:
@@ -90,17 +91,22 @@ class FaceWork:
     ) -> RestoredCrops:
         """Restore crops [N,3,S,S] in [0,1]; ``images`` [N]: the picture each is from. Raises BadOption, OutOfMemory."""
         count, options = len(pixels), self.options
-        ws, notes, faces = None, ("",) * count, None
+        ws, notes, faces = self.w, ("",) * count, None
+        each: dict[str, Tensor] = {}
+        if ws is not None:
+            if not getattr(restorer, "has_fidelity", True):
+                raise BadOption("Fidelities of single faces need a CodeFormer; this restorer has no fidelity.")
+            each = {"w": ws}
         named: tuple[Named | None, ...] = (None,) * count
         why = [""] * count
         if self.known is not None and (self.guiding or not self.known.shared):
-            faces = restorer(pixels, options, progress)
+            faces = restorer(pixels, options, progress, **each)
             named, why = self._who(faces, images)
         if options.identity_target > 0:
             found = self._faithful(restorer, pixels, named, progress)
             ws, faces, notes = found.w, found.pixels, found.notes(options.identity_target)
         elif faces is None:
-            faces = restorer(pixels, options, progress)
+            faces = restorer(pixels, options, progress, **each)
         given = options.w if getattr(restorer, "has_fidelity", True) else None
         w = (given,) * count if ws is None else tuple(ws.tolist())
         done = RestoredCrops(faces, w, named, ("",) * count, notes, (False,) * count)

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,18 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadImage, BadOption, UnsupportedWeights
-from ..geometry.alignment import align
-from ..types import DetectOptions, Detector, Embeddings, Faces
+from ..types import Detector, Embeddings
+from .looks import Look, RememberedLooks, largest_faces, look_at
 from .recogniser import IdentityRecogniser, cosine, mean_identity, pair_up
 
-if TYPE_CHECKING:
-    from ..files.reading import Picture
-
 FILE_KIND = "idcodeformer_people"
-# Cosine of a photo and the mean of the person's others. With mini_recogniser, over LFW validation people: the photo's
-# own person lies above 0.47 in 99 %, another one below 0.40 in 99 %. Recognisers not listed are taken to be as strict
-# as ArcFace's ResNets, where strangers lie near 0.
-BELONGS = {"mini_recogniser": 0.40}
+# Cosine of a photo and the mean of the person's others. Over LFW validation people the photo's own person lies above
+# 0.47 (mini_recogniser) and 0.43 (mobileface_v2) in 99 %, another one below 0.40 and 0.27 in 99 %. Recognisers not
+# listed are taken to be as strict as ArcFace's ResNets, where strangers lie near 0.
+BELONGS = {"mini_recogniser": 0.40, "mobileface_v2": 0.33}
 _BELONGS = 0.30
 # Cosine of a face in a picture and a person, from which on the face is named. 145 LFW validation people, one photo
 # each, mini_recogniser: the level that 95 % of the pairs of strangers stay below is 0.30 clean and at x2, 0.27 at x4
@@ -33,7 +29,6 @@ _BELONGS = 0.30
 NAMED = {"mini_recogniser": 0.30}
 _NAMED = 0.25
 _LEAST_DETAIL = 0.5  # of the person's median; clean LFW photos lie above 0.64 in 99 %, degraded x8 below 0.42 in 95 %
-_DETAIL_SIDE = 128  # px of the crop in which detail is measured
 _FEWEST = 3  # photos of a person from which one can be told to differ from the rest
 
 
@@ -116,11 +111,6 @@ class People:
         return tuple(out)
 
 
-def largest_faces(photos: Sequence[Tensor], detector: Detector) -> list[Faces]:
-    """The largest face of each photo [3,H,W]; an empty tuple where none is shown."""
-    return [tuple(sorted(here, key=lambda f: -f.area)[:1]) for here in detector(photos, DetectOptions())]
-
-
 def embed_photos(
     photos: Sequence[Tensor], detector: Detector, recogniser: IdentityRecogniser, names: Sequence[str] | None = None
 ) -> Embeddings:
@@ -136,12 +126,27 @@ def embed_photos(
     return recogniser.embed_faces(photos, largest)
 
 
-def load_people(source: str | Path, detector: Detector | None, recogniser: IdentityRecogniser) -> People:
+def embed_shown(
+    batches: Iterable[Sequence[Tensor]], detector: Detector, recogniser: IdentityRecogniser
+) -> Embeddings:
+    """[shown,D], as ``embed_photos`` of the photos that show a face; they come a few at a time."""
+    parts = [recogniser.none().vectors]
+    for photos in batches:
+        largest = largest_faces(photos, detector)
+        if any(largest):
+            parts.append(recogniser.embed_faces(photos, largest).vectors)
+    return Embeddings(torch.cat(parts), recogniser.name)
+
+
+def load_people(
+    source: str | Path, detector: Detector | None, recogniser: IdentityRecogniser, remember: bool = False
+) -> People:
     """The people of a folder with a sub-folder of photos for each, or of a file that ``save_people`` wrote.
 
     A folder that holds photos itself is one person, named like it. Photos without a face, of another face or blurred
-    are left out and named in ``doubts``. Raises BadImage where a person has no photo left, BadOption for a file of
-    another recogniser and for a folder without ``detector``, UnsupportedWeights for a file of another kind.
+    are left out and named in ``doubts``. ``remember``: embeddings are kept in a hidden file in the folder, and taken
+    from there where photo and recogniser are the same. Raises BadImage where a person has no photo left, BadOption for
+    a file of another recogniser and for a folder without ``detector``, UnsupportedWeights for a file of another kind.
     """
     source = Path(source)
     if not os.path.exists(source):  # unlike Path's, no error for a name that is too long
@@ -153,7 +158,10 @@ def load_people(source: str | Path, detector: Detector | None, recogniser: Ident
     if detector is None:
         raise BadOption("A folder of people needs a detector; give one, or a file made by 'people FOLDER -o FILE'.")
     folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith(".")) or [source]
-    made = [_person(folder, detector, recogniser) for folder in folders]
+    remembered = RememberedLooks(source, detector, recogniser) if remember else None
+    made = [_person(folder, detector, recogniser, remembered) for folder in folders]
+    if remembered is not None:
+        remembered.save()
     doubts = tuple(doubt for _, here in made for doubt in here)
     return People(tuple(person for person, _ in made), recogniser.name, recogniser.digest, doubts)
 
@@ -165,14 +173,19 @@ def person_of(
 
     Raises BadImage where no photo shows a face.
     """
-    largest = largest_faces(photos, detector)
-    shown = [number for number, here in enumerate(largest) if here]
-    doubts = [Doubt(name, labels[n], "no face") for n, here in enumerate(largest) if not here]
+    return _known(name, look_at(photos, detector, recogniser), recogniser.name, labels)
+
+
+def _known(
+    name: str, looks: Sequence[Look], recogniser: str, labels: Sequence[str]
+) -> tuple[Person, tuple[Doubt, ...]]:
+    """As ``person_of``, from looks at the photos."""
+    shown = [number for number, look in enumerate(looks) if look.vector is not None]
+    doubts = [Doubt(name, labels[n], "no face") for n, look in enumerate(looks) if look.vector is None]
     if not shown:
         raise BadImage(f"No photo of {name} shows a face; give one that does.")
-    pictures, faces = [photos[n] for n in shown], [largest[n] for n in shown]
-    vectors = recogniser.embed_faces(pictures, faces)
-    kept, odd = outliers(vectors, [_detail(picture, here) for picture, here in zip(pictures, faces)])
+    vectors = Embeddings(torch.stack([looks[n].vector for n in shown]), recogniser)
+    kept, odd = outliers(vectors, [looks[n].detail for n in shown])
     stays = set(kept)
     doubts += [Doubt(name, labels[shown[n]], reason, n in stays) for n, reason in sorted(odd.items())]
     counted = Embeddings(vectors.vectors[kept], vectors.recogniser)
@@ -206,21 +219,17 @@ def outliers(embeddings: Embeddings, detail: Sequence[float]) -> tuple[list[int]
     return kept, odd
 
 
-def _detail(photo: Tensor, faces: Faces) -> float:
-    """Contrast between blurs of 1 and 2 px as a share of the face's: blur lowers it, noise hardly counts."""
-    import cv2
-
-    luma = align([photo], [faces], _DETAIL_SIDE).pixels[0].mean(0).cpu().numpy()[24:112, 24:104]
-    band = cv2.GaussianBlur(luma, (0, 0), 1) - cv2.GaussianBlur(luma, (0, 0), 2)
-    return float(band.std() / max(float(luma.std()), 1e-6))
-
-
-def _person(folder: Path, detector: Detector, recogniser: IdentityRecogniser) -> tuple[Person, tuple[Doubt, ...]]:
+def _person(
+    folder: Path, detector: Detector, recogniser: IdentityRecogniser, remembered: RememberedLooks | None
+) -> tuple[Person, tuple[Doubt, ...]]:
     from ..files.reading import find_pictures, read
 
     files = [path for path, _ in find_pictures([folder])]
-    pictures: list[Picture] = [read(path) for path in files]
-    return person_of(folder.name, [p.frames[0] for p in pictures], detector, recogniser, [str(f) for f in files])
+    if remembered is not None:
+        looks = remembered(files)
+    else:
+        looks = look_at([read(path).frames[0] for path in files], detector, recogniser)
+    return _known(folder.name, looks, recogniser.name, [str(file) for file in files])
 
 
 def save_people(people: People, path: str | Path, overwrite: bool = False) -> Path:

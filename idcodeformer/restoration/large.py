@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry.resizing import resize
 from ..types import RestoreOptions
 from ..weights.registry import by_name, largest_face
 from ..weights.store import download_folder
@@ -77,6 +78,26 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
         if it_is:
             out[n] = LargeFace(mode == "keep", _reason(round(scales[n] * side), side, mode))
     return out
+
+
+def fitted(pictures: Tensor, side: int, options: RestoreOptions) -> tuple[Tensor, LargeFace | None]:
+    """Aligned pictures [N,3,H,W] of one size as crops [N,3,side,side], and what becomes of them where they are larger.
+
+    They are judged together: the frames of one animation are restored or left alike.
+    """
+    high, wide = pictures.shape[-2:]
+    if (high, wide) == (side, side) or not len(pictures):
+        return pictures, None
+    seen = F.interpolate(pictures, (side, side), mode="area")
+    judged = judge_large(seen, [min(high, wide) / side] * len(seen), options)
+    crops = resize(pictures, (side, side)).clamp(0, 1)
+    return crops, next((face for face in judged if face is not None), None)
+
+
+def under_own_detail(pictures: Tensor, crops: Tensor, restored: Tensor) -> Tensor:
+    """Pictures [N,3,H,W] with what restoring changed in their crops [N,3,S,S], and no detail lost."""
+    change = resize(restored - crops, (int(pictures.shape[-2]), int(pictures.shape[-1])), "bicubic")
+    return (pictures + change).clamp(0, 1)
 
 
 def judge_track(detail: float, scale: float, side: int, options: RestoreOptions) -> LargeFace | None:

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from ..geometry.face_shape import crop_distance
 from ..geometry.resizing import resize
 from ..types import GrayMode, RestoreOptions
+from .toning import fit_toning
 
-# Mean variance in grey levels squared, as in the reference (misc.py:146-160).
-_COLOUR_VARIANCE = 10.0 / 255**2
 _AT_ONCE = 8  # faces; bounds the memory of intermediate results
+_STAIN = 32  # the side of a crop over the sigma of chroma that is the print's, beside its tone
 _LOW_BAND = 8  # the side of a crop over the sigma of what counts as its colour
 _FEWEST = 64  # px of the side to which a crop is reduced for that
 _FACE_WHOLE, _FACE_END = 0.8, 1.0  # distances from the middle between which a face goes over into its surroundings
@@ -21,23 +21,14 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def is_monochrome(pixels: Tensor) -> Tensor:
-    """[N] bool: the colours of a face [N,3,S,S] lie on one line, as in black and white, tinted or sepia pictures.
+    """[N] bool: a face [N,3,S,S] has one chroma for each luminance, as in black and white, sepia, cyanotype or tinted
+    pictures, apart from noise and a slow change over the crop.
 
     The reference asks for a small variance of the channel differences over the whole picture: a sepia photograph
-    fails, a warm face in a gray scene passes. Here each face is asked, and what luminance explains of the differences
-    is taken out first (the residual variance of a linear regression on luminance).
+    fails, a warm face in a gray scene passes. Here each face is asked; see ``toning``.
     """
-    step = max(1, pixels.shape[-1] // 128)  # some ten thousand pixels tell as much as all
-    pixels = pixels[..., ::step, ::step]
-    luma = luminance(pixels).flatten(1)
-    luma = luma - luma.mean(1, keepdim=True)
-    energy = luma.square().mean(1).clamp(min=1e-8)
-    residual = torch.zeros_like(energy)
-    for a, b in ((0, 1), (1, 2), (2, 0)):
-        difference = (pixels[:, a] - pixels[:, b]).flatten(1)
-        difference = difference - difference.mean(1, keepdim=True)
-        residual += difference.square().mean(1) - (difference * luma).mean(1) ** 2 / energy
-    return residual / 3 <= _COLOUR_VARIANCE
+    parts = [fit_toning(some, luminance(some)).monochrome for some in pixels.split(_AT_ONCE)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=pixels.device)
 
 
 def luminance(pixels: Tensor) -> Tensor:
@@ -46,44 +37,51 @@ def luminance(pixels: Tensor) -> Tensor:
     return red * pixels[:, 0] + green * pixels[:, 1] + blue * pixels[:, 2]
 
 
-def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto") -> Tensor:
+def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto", contrast: bool = True) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1]; those of monochrome ``pixels`` keep only luminance, in the tone of the input.
 
-    Mean and standard deviation of each channel become those of the input crop (so a tint or sepia stays), clipped to
-    [0,1]; without the clip, as in the reference, such pictures came out black. ``mode``: "force" takes every face for
-    monochrome, "off" none. Decided on the device.
+    Each luminance gets the chroma that it has in the input crop, and what slow chroma lies beside that there, a stain
+    or a yellowed border, stays. With ``contrast`` mean and standard deviation of luminance become the input's, as in
+    the reference. Clipped to [0,1]; without the clip, as in the reference, such pictures came out black. ``mode``:
+    "force" takes every face for monochrome, "off" none. Decided on the device.
     """
     if mode == "off" or len(restored) == 0:
         return restored
     out = restored
     for start in range(0, len(restored), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        matched = _match(restored[some], pixels[some], mode)
+        matched = _match(restored[some], pixels[some], mode, contrast)
         if matched is not None:
             out = restored.clone() if out is restored else out  # nothing is copied where no face is gray
             out[some] = matched
     return out
 
 
-def _match(restored: Tensor, pixels: Tensor, mode: GrayMode) -> Tensor | None:
+def _match(restored: Tensor, pixels: Tensor, mode: GrayMode, contrast: bool) -> Tensor | None:
     """None where no face is monochrome, as far as that can be known without waiting for the device."""
-    gray = is_monochrome(pixels) if mode == "auto" else None
+    before, luma = luminance(pixels), luminance(restored)
+    toning = fit_toning(pixels, before)
+    gray = toning.monochrome if mode == "auto" else None
     if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):
         return None
-    luma = luminance(restored)[:, None]
-    l_var, l_mean = torch.var_mean(luma, dim=(2, 3), keepdim=True)
-    c_var, c_mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
-    toned = ((luma - l_mean) * (c_var / (l_var + 1e-10)).sqrt() + c_mean).clamp(0, 1)
+    if contrast:
+        l_var, l_mean = torch.var_mean(luma, dim=(1, 2), keepdim=True)
+        c_var, c_mean = torch.var_mean(before, dim=(1, 2), keepdim=True)
+        luma = (luma - l_mean) * (c_var / (l_var + 1e-10)).sqrt() + c_mean
+    beside = pixels - before[:, None] - toning.chroma(before)
+    beside = _low_pass(beside, pixels.shape[-1] / _STAIN)
+    toned = (luma[:, None] + toning.chroma(luma) + beside).clamp(0, 1)
     return toned if gray is None else torch.where(gray[:, None, None, None], toned, restored)
 
 
 def match_tone(restored: Tensor, pixels: Tensor, options: RestoreOptions) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1] in the colours of the input crops ``pixels``, as ``options`` ask.
 
-    Monochrome first (``gray``), then the low band (``colour``).
+    Monochrome first (``gray``), then the low band (``colour``), which matches contrast where it can be seen.
     """
-    toned = match_gray(restored, pixels, options.gray)
-    return match_low_band(toned, pixels) if options.colour == "low_band" else toned
+    low_band = options.colour == "low_band"
+    toned = match_gray(restored, pixels, options.gray, contrast=not low_band)
+    return match_low_band(toned, pixels) if low_band else toned
 
 
 def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
@@ -117,17 +115,21 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
 
 def _low_pass(planes: Tensor, sigma: float) -> Tensor:
     """Gaussian of ``sigma`` px over [N,C,S,S], mirrored at the border, as two matrix products."""
-    side = planes.shape[-1]
-    kernel = _mirrored_gaussian(side, sigma).to(planes.device)
+    side, device = planes.shape[-1], planes.device
+    kernel = _kept_gaussian(side, sigma) if device.type == "cpu" else _mirrored_gaussian(side, sigma, device)
     return kernel @ planes @ kernel.t()
 
 
 @lru_cache(maxsize=8)
-def _mirrored_gaussian(side: int, sigma: float) -> Tensor:
-    """[side,side] rows of a Gaussian whose tails are folded back at the border."""
-    axis = torch.arange(side, dtype=torch.float64)
-    rows = torch.zeros(side, side, dtype=torch.float64)
+def _kept_gaussian(side: int, sigma: float) -> Tensor:
+    return _mirrored_gaussian(side, sigma, torch.device("cpu"))
+
+
+def _mirrored_gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
+    """[side,side] rows of a Gaussian whose tails are folded back at the border, made where it is used."""
+    axis = torch.arange(side, dtype=torch.float32, device=device)
+    rows = torch.zeros(side, side, device=device)
     for turn in range(-2, 3):
         for image in (axis, -1 - axis):
             rows += torch.exp(-0.5 * ((image[None] + 2 * side * turn - axis[:, None]) / sigma) ** 2)
-    return (rows / rows.sum(1, keepdim=True)).float()
+    return rows / rows.sum(1, keepdim=True)

@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 
-from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
+from ..batch.outcome import COMPARE, CROPPED, FINAL, GUIDED_KEY, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
 from ..errors import BadClip, BadImage, BadOption, IDCodeFormerError
 from ..files.reading import Picture
 from ..files.writing import make_folder, write, write_bytes
+from ..guidance.optimise import GuidanceOptions
+from ..identity.known import Galleries, References, known_people
 from ..runtime.memory import is_out_of_memory
-from ..types import Embeddings, Progress, Upscaler
+from ..types import Progress, Upscaler
 from . import codecs
 from .analysis import Analysis, Source
 from .library import pyav
+from .people import ClipPeople, Wanted
 from .pipeline import RestoredFrame, VideoPipeline
 from .queues import Behind
 from .reading import Clip, Frame
@@ -44,6 +47,7 @@ _SEGMENT = 4.0  # seconds; what a killed run loses at most, and the distance of 
 _KEPT_EVERY = 5.0  # seconds of work after which the first pass is written down
 _WARM_UP = 0.4  # seconds before a segment from which a resumed run restores again, so that no seam shows
 _WRITE_BEHIND = 3  # frames
+_OF_TRACK = ("w", "guidance", "guided_by", "id_sim_before", "id_sim_after", "judged_by")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class ClipSettings:
     steadiness: float = 1.0  # 0..1
     sequence: Fraction | None = None  # frames a second of folders that are the frames of a clip
     refused: str = ""  # why no clip can be restored with what was asked; "": it can
+    only_known: bool = False  # faces of nobody on the references or in the gallery stay as they are
+    own_references: bool = False  # guide by the sharpest frames of each person in the clip
+    guidance: GuidanceOptions | None = None  # by own references; otherwise that of the settings counts
 
 
 @dataclass
@@ -76,10 +83,11 @@ class VideoJob:
     """Restores one clip after another with the networks and settings of a RestoreJob."""
 
     def __init__(self, pipeline: FacePipeline, settings: RestoreSettings, clips: ClipSettings | None = None,
-                 references: Embeddings | None = None, upscaler: Upscaler | None = None, model: str = "",
-                 failed: Callable[[Exception], None] | None = None):  # fmt: skip
+                 references: References | None = None, upscaler: Upscaler | None = None, model: str = "",
+                 failed: Callable[[Exception], None] | None = None, people: Galleries | None = None):  # fmt: skip
         self.pipeline, self.settings, self.clips = VideoPipeline(pipeline), settings, clips or ClipSettings()
         self.references, self.upscaler, self.model, self.failed = references, upscaler, model, failed
+        self.people, self._wanted = people, None
 
     def attempt(self, path: Path, target: Path, progress: Progress | None = None) -> ClipOutcome:
         """Restore the clip at ``path``; whatever goes wrong with it is told in the outcome.
@@ -125,11 +133,9 @@ class VideoJob:
         encoding = Encoding(codec, self.clips.crf, codecs.pixel_format(codec, info, size), size)
         with _workplace(file, self._key(path, encoding)) as folder:
             analysis = self._analysed(source, folder, progress)
-            tracks = self.pipeline.plan(
-                analysis, source, settings.detect_options, self.references, self.clips.steadiness, settings.options
-            )
+            tracks, people = self._planned(source, analysis)
             if any(track.kept for track in tracks) or self._changes():
-                self._segments(source, analysis, tracks, folder, encoding, progress)
+                self._segments(source, analysis, tracks, folder, encoding, progress, people)
                 outcome.notes += self._joined(file, target, folder, source, muxer)
             else:  # encoding anew would only lose quality
                 make_folder(file.parent)
@@ -139,6 +145,29 @@ class VideoJob:
                 self._portraits(source, analysis, tracks, target)
             self._tell(outcome, file, folder, analysis, tracks, source)
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _planned(self, source: Source, analysis: Analysis) -> tuple[list[Track], ClipPeople | None]:
+        """The tracks, and who they are where anybody asked."""
+        options, wanted = self.settings.options, self._asked()
+        judge = self.pipeline.pipeline.recogniser
+        known = wanted.known.by(judge) if wanted.known is not None and wanted.known.shared else None
+        tracks = self.pipeline.plan(
+            analysis, source, self.settings.detect_options, None if known is None else known.identities,
+            self.clips.steadiness, options,
+        )  # fmt: skip
+        if wanted.known is None and not wanted.own and options.identity_target <= 0:
+            return tracks, None
+        return tracks, self.pipeline.know(tracks, source, analysis, options, wanted)
+
+    def _asked(self) -> Wanted:
+        """Embedded once for all clips."""
+        if self._wanted is None:
+            pipeline, clips = self.pipeline.pipeline, self.clips
+            guidance = clips.guidance if clips.own_references else self.settings.guidance
+            judges = [pipeline.recogniser, pipeline.guide if pipeline.guide is not pipeline.recogniser else None]
+            known = known_people(self.references, self.people, pipeline.detector, [j for j in judges if j is not None])
+            self._wanted = Wanted(known, guidance, clips.own_references, clips.only_known)
+        return self._wanted
 
     def _changes(self) -> bool:
         """Whether the result differs from its source even without a face."""
@@ -175,7 +204,7 @@ class VideoJob:
         return analysis
 
     def _segments(self, source: Source, analysis: Analysis, tracks: list[Track], folder: Path, encoding: Encoding,
-                  progress: Progress) -> None:  # fmt: skip
+                  progress: Progress, people: ClipPeople | None) -> None:  # fmt: skip
         there = finished(folder)
         first = sum(len(segment["times"]) for segment in there)
         if first >= analysis.frames:
@@ -185,7 +214,7 @@ class VideoJob:
         behind = Behind(writer.take, _WRITE_BEHIND)
         span = (analysis.pts[begin], self._span(source)[1])
         frames = self.pipeline.restore(
-            source, tracks, self.settings.options, self.clips.steadiness, self.upscaler, begin, span
+            source, tracks, self.settings.options, self.clips.steadiness, self.upscaler, begin, span, None, people
         )
         finished_well = False
         try:
@@ -205,7 +234,8 @@ class VideoJob:
             sheet = self._file(COMPARE, target, file.suffix)
             make_folder(sheet.parent)
             join(folder / COMPARE, sheet, source.info, muxer, True, self.clips.span)
-        return join(folder, file, source.info, muxer, self.settings.overwrite, self.clips.span)
+        comment = _mark(finished(folder), self.model)
+        return join(folder, file, source.info, muxer, self.settings.overwrite, self.clips.span, None, comment)
 
     def _portraits(self, source: Source, analysis: Analysis, tracks: list[Track], target: Path) -> None:
         """The frames in which each person is seen best, as photos of that person for --reference and people."""
@@ -223,7 +253,8 @@ class VideoJob:
         outcome.faces = [line | {"time": round(float(analysis.pts[line["frame"]] * base), 4)} for line in lines]
         outcome.tracks = [
             {"track": t.number, "person": t.person, "first": t.start, "last": t.stop - 1, "score": round(t.score, 4),
-             "filled": int((t.scores == 0).sum()), "kept": bool(t.kept), "reason": t.reason}
+             "filled": int((t.scores == 0).sum()), "kept": bool(t.kept), "reason": t.reason, "name": t.name,
+             "likeness": None if t.likeness is None else round(t.likeness, 4)} | _told(t, lines)
             for t in tracks
         ]  # fmt: skip
         outcome.status = "restored" if any(t.kept for t in tracks) else "left as it was" if tracks else "no face"
@@ -243,7 +274,14 @@ class VideoJob:
         stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         versions = (__version__, WIDTH, pyav().__version__)  # the second stands for the form of the first pass
         asked = [versions, str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model]
-        return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([*asked, self._who()], default=str).encode()).hexdigest()[:12]
+
+
+    def _who(self) -> list[str]:
+        """Fingerprints of the people's embeddings, and who guides: photos may change under their names."""
+        known, guide = self._asked().known, self.pipeline.pipeline.guide
+        vectors = [] if known is None else [people.identities.vectors.cpu().numpy() for people in known.galleries]
+        return [guide.name if guide is not None else "", *(hashlib.sha256(v.tobytes()).hexdigest() for v in vectors)]
 
 
 class _Writer:
@@ -288,6 +326,22 @@ class _Writer:
             self._finish()
         for writer in self._writers:
             writer.drop()
+
+
+def _told(track: Track, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was done with a track as a whole, as the line of any of its frames says."""
+    line = next((line for line in lines if line["track"] == track.number and "w" in line), {})
+    return {name: line[name] for name in _OF_TRACK if name in line}
+
+
+def _mark(segments: list[dict[str, Any]], model: str) -> str:
+    """What a clip says of itself where photos of a person guided one of its faces, as PNG files do."""
+    from .. import __version__
+
+    lines = (line for segment in segments for line in segment["state"].get("lines", []))
+    guides = sorted({line["guided_by"] for line in lines if line.get("guided_by")})
+    told = f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {', '.join(guides)}, "
+    return f"{GUIDED_KEY}: {told}idcodeformer {__version__}" if guides else ""
 
 
 def _beside(source: Frame, result: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..identity.recogniser import cosine, mean_identity
 from ..restoration.large import judge_track, scales_of
 from ..types import Crops, DetectOptions, Embeddings, Face, RestoreOptions, Upscaler
 from .analysis import Analysis, Analyst, Source
+from .people import ClipPeople, Treatment, Wanted
 from .queues import ahead
 from .reading import Frame, to_pixels
 from .smoothing import UNIT, landmarks_of, smooth_track
@@ -123,6 +124,16 @@ class VideoPipeline:
                 self._judge(track, restoring or RestoreOptions())
         return tracks
 
+    def know(self, tracks: Sequence[Track], source: Source, analysis: Analysis, options: RestoreOptions | None,
+             wanted: Wanted) -> ClipPeople:  # fmt: skip
+        """Name the tracks of ``plan``; what is returned is handed to ``restore``. Raises BadOption.
+
+        It also finds the fidelity of ``options.identity_target`` for each track as a whole.
+        """
+        people = ClipPeople(self.pipeline, source, analysis, options or RestoreOptions(), wanted)
+        people.name(tracks)
+        return people
+
     def _judge(self, track: Track, options: RestoreOptions) -> None:
         """A track that is larger than the network is treated as one, from its first frame to its last."""
         side = self.pipeline.restorer.size
@@ -141,14 +152,15 @@ class VideoPipeline:
         first: int = 0,
         span: tuple[int | None, int | None] = (None, None),
         masks: Callable[[int], Tensor | None] | None = None,
+        people: ClipPeople | None = None,
     ) -> Iterator[RestoredFrame]:
         """Second pass: every frame from the one numbered ``first`` on, in order.
 
         ``span``: as for ``analyse``; its start is the time of frame ``first``. ``masks(frame)`` limits where anything
-        changes. Only a few frames are held at a time, however long the clip is.
+        changes. ``people``: of ``know``. Only a few frames are held at a time, however long the clip is.
         """
         options = options or RestoreOptions()
-        run = _Run(self.pipeline, source, tracks, options, steadiness, upscaler, masks)
+        run = _Run(self.pipeline, source, tracks, options, steadiness, upscaler, masks, people)
         frames = ahead(source.frames(first, *span), _READ_AHEAD)
         try:
             for frame in frames:
@@ -186,9 +198,11 @@ class _Run:
     """What the second pass holds between frames."""
 
     def __init__(self, pipeline: FacePipeline, source: Source, tracks: Sequence[Track], options: RestoreOptions,
-                 steadiness: float, upscaler: Upscaler | None, masks: Any):  # fmt: skip
+                 steadiness: float, upscaler: Upscaler | None, masks: Any,
+                 people: ClipPeople | None = None):  # fmt: skip
         self.pipeline, self.options, self.steadiness = pipeline, options, steadiness
-        self.upscaler, self.masks = upscaler, masks
+        self.upscaler, self.masks, self.people = upscaler, masks, people
+        self.treatments: dict[int, Treatment] = {}
         self.info = source.info
         self.rate = float(source.info.rate)
         self.tracks = {track.number: track for track in tracks if track.kept}
@@ -220,7 +234,10 @@ class _Run:
     def _push(self, track: Track, frames: list[int], pixels: Tensor, last: bool) -> None:
         face = self.faces.get(track.number)
         if face is None:
-            face = SteadyFace(self.pipeline.restorer, self.options, self.rate, track.gray, self.steadiness)
+            done = Treatment(self.options.w) if self.people is None else self.people.treat(track)
+            self.treatments[track.number] = done
+            face = SteadyFace(self.pipeline.restorer, replace(self.options, w=done.w), self.rate, track.gray,
+                              self.steadiness, done.offset)  # fmt: skip
             self.faces[track.number] = face
         for number, before, after in face.push(frames, pixels, last):
             low, high = after.aminmax()
@@ -252,7 +269,12 @@ class _Run:
         shares = [self._shown(self.tracks[n], frame.index, done.crops[n]) for n in numbers]
         for n, (share, likeness) in zip(numbers, shares):
             reason = "" if share > 0 else f"identity {likeness:.2f} is below {options.min_identity:g}"
-            lines.append(_line(self.tracks[n], frame.index, "restored" if share > 0 else "skipped", reason, likeness))
+            done_so = self.treatments[n]
+            line = _line(self.tracks[n], frame.index, "restored" if share > 0 else "skipped", reason or done_so.note,
+                         likeness)  # fmt: skip
+            lines.append(line | {"w": round(done_so.w, 4)} | done_so.told)
+            if frame.index + 1 >= self.tracks[n].stop:
+                del self.treatments[n]  # its offsets
         weight = torch.tensor([share for share, _ in shares], device=after.device)[:, None, None, None]
         crops = Crops(before, torch.stack([done.expected[n] for n in numbers]),
                       torch.zeros(len(numbers), dtype=torch.int64), (tuple(frame.pixels.shape[:2]),))  # fmt: skip
@@ -263,7 +285,7 @@ class _Run:
                               self.upscaler, None, after.device, [tuple(_shown_in(t, frame.index) for t in everyone)],
                               own)  # fmt: skip
         lines.sort(key=lambda line: line["track"])
-        return RestoredFrame(frame, to_pixels(pasted[0], deep), share[0], lines, done.crops)
+        return RestoredFrame(frame, _written(frame.pixels, pasted[0], share[0]), share[0], lines, done.crops)
 
     def _shown(self, track: Track, frame: int, crops: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
         """(share of the restored face in the result, its ID-Sim), which change little from frame to frame."""
@@ -284,6 +306,19 @@ class _Run:
         return share, known
 
 
+def _written(before: np.ndarray, image: Tensor, share: Tensor) -> np.ndarray:
+    """``image`` [3,H',W'] as pixels; where nothing was replaced in a frame of its size, those of ``before``."""
+    deep = before.dtype == np.uint16
+    if tuple(image.shape[1:]) != before.shape[:2]:
+        return to_pixels(image, deep)
+    rows, columns = ((share[0] > 0).any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    out = before.copy()
+    if rows:
+        part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        out[part] = to_pixels(image[(slice(None), *part)], deep)
+    return out
+
+
 def _shown_in(track: Track, frame: int) -> Face:
     """A face of a frame as masks see it: along the smoothed alignment, so that they are as steady."""
     return as_face(track, frame, landmarks_of(track.matrices[frame - track.start]))
@@ -292,6 +327,6 @@ def _shown_in(track: Track, frame: int) -> Face:
 def _line(track: Track, frame: int, status: str, reason: str = "", likeness: float | None = None) -> dict[str, Any]:
     row = frame - track.start
     box = [round(float(v), 1) for v in track.boxes[row]]
-    return {"frame": frame, "track": track.number, "person": track.person, "box": box,
+    return {"frame": frame, "track": track.number, "person": track.person, "name": track.name, "box": box,
             "seen": bool(track.scores[row] > 0), "status": status, "reason": reason,
             "id_sim_input": None if likeness is None else round(likeness, 4)}  # fmt: skip

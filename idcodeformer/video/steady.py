@@ -11,7 +11,7 @@ Alignment has taken the head's motion out of the crops, so what is compared betw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ _LEAD = 0.5  # nats by which a new code must be likelier than the old where the 
 _CELL = 4  # pixels a side into which a token is averaged before frames are compared
 _DAMPING = 0.75  # share of the previous frame in a pixel whose input did not change
 _SAME_PIXEL = 0.03  # change of a blurred input pixel in [0,1] up to which it is the same
+_HALF = 65504.0  # the largest number in half precision
 _FLOW_SIDE = 256  # px at most of the crops between which flow is sought
 
 
@@ -51,9 +52,13 @@ class _Moment:
 class SteadyFace:
     """Restores the crops of one track. Feed them in order with ``push``; they come back a few frames later."""
 
-    def __init__(self, restorer: Any, options: RestoreOptions, rate: float, gray: bool, steadiness: float = 1.0):
-        """``restorer``: a CodeFormerRestorer. ``rate``: frames a second. ``steadiness`` 0..1, 0 = frame by frame."""
-        self.restorer, self.steadiness = restorer, steadiness
+    def __init__(self, restorer: Any, options: RestoreOptions, rate: float, gray: bool, steadiness: float = 1.0,
+                 offset: Callable[[int], Tensor | None] | None = None):  # fmt: skip
+        """``restorer``: a CodeFormerRestorer. ``rate``: frames a second. ``steadiness`` 0..1, 0 = frame by frame.
+
+        ``offset(frame)`` [D,h,w] is added to the codes of a frame; guidance makes it.
+        """
+        self.restorer, self.steadiness, self.offset = restorer, steadiness, offset
         self.options = replace(options, gray="off" if not gray and options.gray == "auto" else
                                "force" if options.gray == "auto" else options.gray)  # fmt: skip
         steady = steadiness > 0
@@ -77,7 +82,7 @@ class SteadyFace:
             return []
         quants = [self._steady_codes(place) for place in ready]
         done = [self._moments[place] for place in ready]
-        features = {side: torch.stack([moment.features[side] for moment in done]).float() for side in done[0].features}
+        features = {side: _together([moment.features[side] for moment in done]) for side in done[0].features}
         quant = torch.stack(quants)
         # lq_feat is only asked for its statistics, which are in the codes already.
         state = CodeState(torch.empty(0), quant, quant, features)
@@ -131,9 +136,10 @@ class SteadyFace:
             codes = torch.where(keep, self._codes, codes)
         self._codes = codes
         quant = self.restorer.decoder.quantize.lookup(codes[None], side, side)[0].float()
-        if not self.options.adain or self.options.colour == "off":
-            return quant
-        return _with_statistics(quant, mean, spread)
+        if self.options.latent_match:
+            quant = _with_statistics(quant, mean, spread)
+        offset = None if self.offset is None else self.offset(now.frame)
+        return quant if offset is None else quant + offset.to(quant)
 
     def _damped(self, pixels: Tensor, face: Tensor) -> Tensor:
         """``face`` drawn towards the frame before it where the input is the same."""
@@ -150,8 +156,15 @@ class SteadyFace:
 
 def _packed(features: Tensor, waits: bool) -> Tensor:
     """In half precision where they wait and fit it: half the memory, and rounded only once."""
-    half = features.half() if waits else features
-    return half if bool(half.isfinite().all()) else features
+    if not waits:
+        return features
+    low, high = features.aminmax()  # one pass; NaN compares as false
+    return features.half() if bool((low > -_HALF) & (high < _HALF)) else features
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """[n,...] float32 of n features; one alone is not copied twice."""
+    return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).float()
 
 
 def _with_statistics(quant: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ class Track:
     person: int = 0
     kept: bool = True
     reason: str = ""  # why it is not kept
+    name: str = ""  # of the person of a gallery that it is; "reference" for the one on reference photos
+    who: int | None = None  # that person's place in the gallery
+    likeness: float | None = None  # cosine to that person, or to the nearest
+    unknown: str = ""  # why it is nobody known
     matrices: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3)))  # [n,2,3], smoothed, picture -> unit crop
 
     @property

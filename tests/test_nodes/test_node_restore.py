@@ -347,3 +347,69 @@ def test_what_cannot_show_is_not_called_restored(restore, portrait):
 def test_face_upsample_without_an_upscaler_says_so(restore, portrait):
     assert "face_upsample does nothing: no upscale_model" in restore(portrait, face_upsample=True)[4]
     assert "face_upsample" not in restore(portrait)[4]
+
+
+def test_each_face_has_its_own_fidelity(run, model, found, group):
+    faces = replace(found(group), faces=(found(group).faces[0][:2],))
+    given = {"model": model, "image": group, "faces": faces, "large_faces": "restore"}
+    after, report = (run("RestoreFaces", **given, fidelities="0.2; 0.9")[n] for n in (1, 4))
+    low, high = (run("RestoreFaces", **given, fidelity=w)[1] for w in (0.2, 0.9))
+    assert torch.allclose(after[0], low[0], atol=1e-5) and torch.allclose(after[1], high[1], atol=1e-5)
+    assert not torch.allclose(low, high, atol=1e-3)
+    assert "w 0.2 to 0.9" in report and "w 0.2," in report.splitlines()[-2] and "w 0.9," in report.splitlines()[-1]
+    assert torch.equal(run("RestoreFaces", **given, fidelities=[0.2, 0.9])[1], after)  # a list that is linked
+    clip = torch.cat([group, group])
+    both = replace(faces, faces=faces.faces * 2, dropped=faces.dropped * 2)
+    frames = run("RestoreFaces", **{**given, "image": clip, "faces": both}, fidelities="0.2 0.9")[1]
+    assert torch.allclose(frames, torch.cat([after, after]), atol=1e-5)  # for each frame the same
+    mask = torch.zeros(2, 256, 928)
+    mask[1] = 1
+    second = run("RestoreFaces", **{**given, "image": clip, "faces": both}, fidelities="0.9 0.9 0.2 0.9", mask=mask)[1]
+    assert torch.allclose(second, after, atol=1e-5)  # frame 0 is masked; its values are passed over
+
+
+def test_a_large_face_that_stays_leaves_the_others_theirs(run, model, found, group, monkeypatch):
+    from importlib import import_module
+
+    pipeline = import_module(type(model).__module__.replace("nodes.managed", "idcodeformer.pipeline"))
+    left = pipeline.LargeFace(False, "larger than the network")
+    monkeypatch.setattr(pipeline, "judge_large", lambda pixels, *_: [left, None])
+    faces = replace(found(group), faces=(found(group).faces[0][:2],))
+    *_, report = run("RestoreFaces", model=model, image=group, faces=faces, fidelities="0.1 0.5")
+    assert report.startswith("1 of 2 faces restored") and report.splitlines()[0].endswith("w 0.5")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"fidelities": "0.3, 0.8"}, "fidelities has 2 values for 1 faces; write one for each face"),
+        ({"fidelities": "0.3", "identity_target": 0.5}, "'identity_target' chooses the fidelity"),
+        ({"fidelities": "0.3", "frames": "video"}, "frames = video goes without fidelities"),
+        ({"fidelities": "0.3", "faces": None}, "link 'faces', or clear fidelities"),
+        ({"fidelities": "none"}, "fidelities is 'none'; write numbers"),
+        ({"fidelities": "1.5"}, "fidelities holds 1.5; each must lie between 0 and 1"),
+    ],
+)
+def test_fidelities_that_do_not_fit_are_refused(pack, restore, portrait, more, said):
+    with pytest.raises(pack.errors.BadOption, match=said):
+        restore(portrait, **more)
+    told = pack.nodes.RestoreFaces.VALIDATE_INPUTS(fidelities=more["fidelities"])
+    assert (told is True) == ("fidelities " not in said or "values" in said or "without" in said)
+
+
+def test_before_and_after_are_shown_on_the_node(pack, model, found, portrait, grey):
+    from PIL import Image
+
+    from tests.test_nodes.conftest import defaults
+
+    node = pack.nodes.RestoreFaces
+    given = {**defaults(node), "model": model, "large_faces": "restore"}
+    done = node().restore(image=portrait, faces=found(portrait), **given)
+    (shown,) = done["ui"]["images"]
+    with Image.open(f"{pack.folder_paths.get_temp_directory()}/{shown['filename']}") as picture:
+        small = picture.convert("RGB").resize((128, 64), Image.Resampling.BOX)
+    sheet = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).reshape(64, 128, 3) / 255
+    _, after, before, *_ = done["result"]
+    assert (sheet[:, :64] - before[0]).abs().mean() < 0.02 and (sheet[:, 64:] - after[0]).abs().mean() < 0.05
+    assert (before[0] - after[0]).abs().mean() > 0.1
+    assert node().restore(image=grey, faces=found(grey), **given)["ui"]["images"] == []

@@ -24,7 +24,7 @@ FOREVER = {
         "model", "image", "fidelity", "visibility", "upscale_factor", "face_upsample", "paste_classes", "colour_match",
         "gray_mode", "border", "when_no_face", "faces", "upscale_model", "mask", "reference", "min_identity",
         "colour", "person", "guidance_steps", "guidance_strength", "aligned", "detector", "confidence",
-        "frames", "large_faces", "grain", "identity_target",
+        "frames", "large_faces", "grain", "identity_target", "fidelities",
     ],
     "IDCodeFormerIdentityScore": [
         "reference", "candidate", "threshold", "compare", "model", "reference_faces", "candidate_faces",
@@ -35,6 +35,8 @@ FOREVER = {
         "model", "video", "fidelity", "steadiness", "upscale_factor", "keep", "codec", "crf", "upscale_model",
         "min_identity",
     ],
+    "IDCodeFormerFacesFromBoxes": ["image", "found", "detector"],
+    "IDCodeFormerFacesToSegs": ["image", "faces", "crop_factor"],
 }  # fmt: skip
 OUTPUTS = {
     "IDCodeFormerLoader": ("ID_CODEFORMER",),
@@ -44,6 +46,8 @@ OUTPUTS = {
     "IDCodeFormerPerson": ("ID_PERSON", "STRING"),
     "IDCodeFormerPasteFaces": ("IMAGE", "MASK"),
     "IDCodeFormerRestoreVideo": ("VIDEO", "STRING"),
+    "IDCodeFormerFacesFromBoxes": ("FACES", "INT", "IMAGE", "MASK", "IMAGE"),
+    "IDCodeFormerFacesToSegs": ("SEGS", "BOUNDING_BOX"),
 }
 
 
@@ -233,3 +237,35 @@ def test_the_door_is_silent_as_a_plain_module():
     """pytest and linters import it so."""
     done = subprocess.run([sys.executable, str(ROOT / "__init__.py")], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "" and done.stderr == ""
+
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_blueprint_fits_the_nodes(pack, path):
+    """Its one node is the subgraph; inside, every value, link and shown widget is one that the nodes have."""
+    graph = json.loads(path.read_text())
+    (outer,), (inner,) = graph["nodes"], graph["definitions"]["subgraphs"]
+    assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    assert inner["description"] and inner["category"] == "face/ID-CodeFormer"
+    for kind in ("inputs", "outputs"):
+        assert [(e["name"], e["type"]) for e in outer[kind]] == [(e["name"], e["type"]) for e in inner[kind]]
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    widgets = {}
+    for node in nodes.values():
+        specs = inputs_of(pack.module.NODE_CLASS_MAPPINGS[node["type"]])
+        widgets[node["id"]] = [name for name, spec in specs.items() if isinstance(spec[0], list) or spec[0] in WIDGETS]
+        assert len(node["widgets_values"]) == len(widgets[node["id"]])
+        assert [entry["name"] for entry in node["inputs"]] == [n for n in specs if n not in widgets[node["id"]]]
+        assert [entry["type"] for entry in node["outputs"]] == list(OUTPUTS[node["type"]])
+    for number, name in outer["properties"]["proxyWidgets"]:
+        assert name in widgets[int(number)]
+    for link in inner["links"]:
+        start = inner["inputs"] if link["origin_id"] == -10 else nodes[link["origin_id"]]["outputs"]
+        end = inner["outputs"] if link["target_id"] == -20 else nodes[link["target_id"]]["inputs"]
+        source, target = start[link["origin_slot"]], end[link["target_slot"]]
+        assert source["type"] == link["type"] and link["type"] in target["type"].split(",")
+        assert link["id"] in source.get("linkIds", source.get("links"))
+        assert target["link"] == link["id"] if "link" in target else link["id"] in target["linkIds"]
+    assert len(BLUEPRINTS) == 2

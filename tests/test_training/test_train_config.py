@@ -1,6 +1,7 @@
 """Keys and types of a configuration: what is wrong is refused by its name."""
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def test_shipped_configurations_are_valid_and_survive_a_round_trip(path, tmp_pat
 def test_scientific_notation_is_a_number(tmp_path, text):
     (tmp_path / "c.yaml").write_text(f"optim: {{lr: {text}}}")
     assert load_config(tmp_path / "c.yaml").optim.lr == load_config(None, [f"optim.lr={text}"]).optim.lr == 1e-4
+
+
+def test_the_network_is_configured_by_the_names_and_numbers_of_its_own_config():
+    from dataclasses import fields
+
+    from idcodeformer.networks.codeformer import CodeFormerConfig
+    from training.config import NetConfig
+
+    assert [field.name for field in fields(NetConfig)] == [field.name for field in fields(CodeFormerConfig)]
+    assert CodeFormerConfig.from_dict(vars(NetConfig())) == CodeFormerConfig()
+    first, second = NetConfig(), pickle.loads(pickle.dumps(NetConfig(nf=8)))  # loaders and launchers send it on
+    first.ch_mult.append(16)
+    assert second.nf == 8 and second.ch_mult == [1, 2, 2, 4, 4, 8] == NetConfig().ch_mult
 
 
 def test_command_line_over_file_over_base_over_defaults(tmp_path):

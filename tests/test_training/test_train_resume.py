@@ -85,8 +85,10 @@ def test_second_interrupt_does_not_wait(runs, train, arguments, tmp_path, monkey
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # handed back
 
 
-def test_sigterm_saves_too(runs, train, arguments, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 1, signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_a_scheduler_and_a_closed_terminal_save_too(runs, train, arguments, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # the tests may run under nohup
+    interrupt_at(monkeypatch, 1, number)
     assert train(tmp_path, *arguments["stage1"]) == 130
     assert read_checkpoint(tmp_path / "last.ckpt")["step"] == 3
 

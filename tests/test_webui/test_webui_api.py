@@ -27,7 +27,7 @@ def asked(image: str, **more: Any) -> SimpleNamespace:
     usual = {
         "reference": [], "model": None, "detector": None, "recogniser": None, "fidelity": 0.8, "visibility": 1.0,
         "minimum_identity": 0.0, "gray": "auto", "faces": "all", "upscale": 1.0,
-        "guidance_steps": 0, "guidance_strength": 1.0,
+        "guidance_steps": 0, "guidance_strength": 1.0, "large_faces": "auto", "grain": "auto", "colour": "low_band",
     }  # fmt: skip
     return SimpleNamespace(**{"image": image, **usual, **more})
 
@@ -54,6 +54,22 @@ def test_guidance_is_told_of_each_face(door: Door, portrait: np.ndarray) -> None
     assert guided["reference_after"] > plain["reference_after"] + 0.01
     with pytest.raises(door.sub("core").BadOption, match="Guidance needs a reference photo"):
         work.restore(models, asked(encoded(portrait), guidance_steps=3))
+
+
+def test_modes_of_a_request_reach_the_core(door: Door, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, core, seen = door.sub("api_work"), door.sub("core"), []
+
+    def restore(pipeline, picture, wishes, person, progress):
+        seen.append(wishes.restore_options())
+        raise core.BadImage("enough")
+
+    monkeypatch.setattr(core, "restore", restore)
+    door.settings()
+    with pytest.raises(core.BadImage, match="enough"):
+        given = asked(encoded(portrait), large_faces="skip", grain="on", colour="off")
+        work.restore(door.sub("models").Models(), given)
+    assert (seen[0].large_faces, seen[0].grain, seen[0].colour) == ("skip", "on", "off")
+    assert seen[0].strength == 1.0
 
 
 def test_score_finds_the_person(door: Door, group: np.ndarray) -> None:
@@ -142,6 +158,7 @@ def test_routes_answer_and_are_documented(client: Any, portrait: np.ndarray) -> 
         ({"model": "gone.pth"}, 404, "gone.pth"),
         ({"faces": "reference"}, 422, "reference photo"),
         ({"gray": "pink"}, 422, "auto, force or off"),
+        ({"grain": "sand"}, 422, "choose one of auto, on, off"),
         ({"fidelity": 1.5}, 422, "fidelity"),
     ],
 )

@@ -164,6 +164,27 @@ def test_settings_are_read_back_from_an_infotext(door: Door, image: Image.Image)
     assert extras.values_of(None, 0.3, 0.4, "centre", 0.5) == [0.3, 0.4, "centre", 0.5]
 
 
+def test_modes_reach_the_core_and_come_back_from_the_infotext(
+    door: Door, portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, seen = door.sub("core"), []
+    real = core.restore
+    monkeypatch.setattr(core, "restore", lambda p, i, wishes, *rest: seen.append(wishes) or real(p, i, wishes, *rest))
+    door.settings()
+    large = Image.fromarray(portrait).resize((900, 900))  # a face of 450 px, above the 128 of the network
+    info = run(door, large, enable=True, large_faces="skip", grain="on", colour="adain").info
+    options = seen[0].restore_options()
+    assert (options.large_faces, options.grain, options.colour) == ("skip", "on", "adain")
+    assert info["ID-CodeFormer"] == "0 of 1 faces restored" and "larger" in info["ID-CodeFormer skipped"]
+    text = ", ".join(f"{key}: {value}" for key, value in info.items())
+    now = (0.8, 1.0, "all", 0.0, 0, 1.0, "auto", "auto", "low_band")
+    assert door.sub("extras").values_of(text, *now)[6:] == ["skip", "on", "adain"]
+    plain = "ID-CodeFormer: 1 of 1 faces restored, ID-CodeFormer fidelity: 1"
+    assert door.sub("extras").values_of(plain, *now[:6], "keep", "on", "off")[6:] == ["auto", "auto", "low_band"]
+    wrong = f"{plain}, ID-CodeFormer grain: sand"
+    assert door.sub("extras").values_of(wrong, *now[:6], "keep", "off", "off")[7] == "off"
+
+
 def test_the_read_button_is_connected(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     import gradio
 
@@ -171,7 +192,8 @@ def test_the_read_button_is_connected(door: Door, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gradio.Button, "click", lambda self, **wiring: pressed.append(wiring))
     controls = door.entry.ui()
     (wiring,) = pressed
-    names = ("fidelity", "visibility", "faces", "minimum_identity", "guidance_steps", "guidance_strength")
+    names = ("fidelity", "visibility", "faces", "minimum_identity", "guidance_steps", "guidance_strength",
+             "large_faces", "grain", "colour")  # fmt: skip
     assert wiring["outputs"] == [controls[name] for name in names]
     assert wiring["fn"]("ID-CodeFormer fidelity: 0.1", 1, 1, "all", 0)[0] == 0.1
 

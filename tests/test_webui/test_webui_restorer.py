@@ -70,11 +70,13 @@ def test_all_settings_reach_the_core(door: Door, portrait: np.ndarray, monkeypat
     door.settings(
         host_weight=False, fidelity=0.25, visibility=0.5, minimum_identity=0.4, gray="force",
         reference=str(ROOT / "idcodeformer/assets/portrait.jpg"), guidance_steps=9, guidance_strength=0.6,
+        large_faces="keep", grain="off", colour="adain",
     )  # fmt: skip
     with pytest.raises(core.BadImage):
         door.restorer.restore(portrait)
     options = seen["wishes"].restore_options()
     assert (options.w, options.strength, options.min_identity, options.gray) == (0.25, 0.5, 0.4, "force")
+    assert (options.large_faces, options.grain, options.colour) == ("keep", "off", "adain")
     assert len(seen["person"]) == 1
     guidance = seen["wishes"].guidance()
     assert (guidance.steps, guidance.strength) == (9, 0.6)
@@ -141,7 +143,7 @@ def test_what_is_no_picture_is_named(door: Door, wrong: np.ndarray) -> None:
 
 def test_settings_go_back_in_from_the_infotext(door: Door, group: np.ndarray, generation: Generation) -> None:
     """The host turns infotext fields into overrides of the options that name them."""
-    door.settings(visibility=0.6)
+    door.settings(visibility=0.6, grain="on")
     door.shared.opts.data["code_former_weight"] = 0.35
     start(door, generation)
     door.restorer.restore(group)
@@ -153,6 +155,7 @@ def test_settings_go_back_in_from_the_infotext(door: Door, group: np.ndarray, ge
     assert written == {
         "id_codeformer_model": "mini_id_codeformer", "id_codeformer_fidelity": "0.35",
         "id_codeformer_host_weight": "False", "id_codeformer_visibility": "0.6",
+        "id_codeformer_grain": "on",
     }  # fmt: skip
 
 
@@ -260,7 +263,7 @@ def test_files_of_the_hosts_folders_are_offered(door: Door, tmp_path: Path) -> N
     door.shared.cmd_opts.codeformer_models_path = str(elsewhere)
     assert files.choices("restorer")[3:] == ["codeformer-v0.1.0.pth", "mine.safetensors"]
     assert files.choices("detector")[1:] == ["det_10g.onnx", "detection_Resnet50_Final.pth"]
-    assert files.choices("recogniser") == ["mini_recogniser", "w600k_r50.onnx", "none"]
+    assert files.choices("recogniser") == ["mini_recogniser", "mobileface_v2", "w600k_r50.onnx", "none"]
     assert files.locate("restorer", "automatic") == door.models / "Codeformer" / "codeformer-v0.1.0.pth"
     assert files.parser_file() == door.models / "GFPGAN" / "parsing_parsenet.pth"
     assert door.restorer.cmd_dir == str(elsewhere)

@@ -1,7 +1,10 @@
 """All that a run can be told: the keys of a configuration, their types, their defaults."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import get_type_hints
+
+from idcodeformer.networks.codeformer import CodeFormerConfig
 
 STAGES = ("recogniser", "parser", "stage1", "stage2", "stage3", "stage3_id")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of Lightning Fabric; weights stay fp32 in all of them
@@ -42,23 +45,20 @@ class DataConfig:
     labels: bool = False  # read identities from the .cls members of shards (margin training)
 
 
-@dataclass
-class NetConfig:
-    """Numbers of the restoring network; see idcodeformer.networks.codeformer.CodeFormerConfig."""
+def _settable(config: type) -> list[tuple]:
+    """The fields of a frozen network config as YAML sets them: lists in the place of tuples."""
+    kinds, made = get_type_hints(config), []
+    for each in fields(config):
+        if isinstance(each.default, tuple):
+            values = list(each.default)
+            made.append((each.name, list[int], field(default_factory=values.copy)))
+        else:
+            made.append((each.name, kinds[each.name], field(default=each.default)))
+    return made
 
-    img_size: int = 512
-    nf: int = 64
-    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 8])
-    res_blocks: int = 2
-    attn_resolutions: list[int] = field(default_factory=lambda: [16])
-    codebook_size: int = 1024
-    emb_dim: int = 256
-    norm_channels: int = 1
-    dim_embd: int = 512
-    dim_mlp: int = 1024
-    n_head: int = 8
-    n_layers: int = 9
-    connect_list: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
+
+# Numbers of the restoring network: those of CodeFormerConfig, by the same names and with the same defaults.
+NetConfig = make_dataclass("NetConfig", _settable(CodeFormerConfig), namespace={"__module__": __name__})
 
 
 @dataclass

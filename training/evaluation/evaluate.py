@@ -40,6 +40,9 @@ def _add_inputs(p: Any) -> None:
     p.add_argument("--degradation", nargs="+", default=["x4"], help="names under 'degradations' of the config")
     p.add_argument("--w", nargs="+", type=float, default=[0.0, 0.5, 1.0], help="fidelities to measure")
     p.add_argument("--main-w", type=float, help="the w of distribution and sheets; default: the largest of --w")
+    p.add_argument("--colour", choices=("low_band", "adain", "off"), default="low_band",
+                   help="low_band (default): in the colours of the input, as users get faces; adain: as the network "
+                   "makes them; off: the same without the latent colour match")
     p.add_argument("--no-adain", action="store_true", help="without the latent colour match of inference")  # fmt: skip
 
 
@@ -111,14 +114,15 @@ class Evaluation:
         from .evalset import load_set, named_degradation
         from .guided import load_guide
         from .judges import check_independence, load_judges
-        from .subjects import load_ceiling, load_model
+        from .subjects import colour_options, load_ceiling, load_model
 
         check_options(args)
         self.args, self.device = args, _device(args.device)
         self.batch = args.batch if args.batch > 0 else 4 if self.device.type == "cpu" else 32
         config = _load_config(args.config)
         self.degradations = {name: named_degradation(config, name) for name in args.degradation}
-        loaded = [load_model(text, args.w, not args.no_adain, self.device) for text in args.model]
+        self.options = colour_options(args.colour, not args.no_adain)
+        loaded = [load_model(text, args.w, self.options, self.device) for text in args.model]
         self.models = [subject for subject, _ in loaded]
         self.used = {subject.name: recognisers for subject, recognisers in loaded}
         size = _common_size(self.models, config.data.size, args.config)
@@ -174,7 +178,8 @@ class Evaluation:
                 "name": self.guide[0].name, "sha256": self.guide[1], "steps": sorted(set(args.guide_steps)),
                 "references": sorted(set(args.references)), "forced": args.force_guide,
             },
-            "w": args.w, "main_w": args.main_w, "adain": not args.no_adain, "far": args.far, "seed": args.seed,
+            "colour": args.colour, "adain": self.options.latent_match,
+            "w": args.w, "main_w": args.main_w, "far": args.far, "seed": args.seed,
             "bootstrap": args.bootstrap, "pairs_per_identity": args.pairs_per_identity, "torch": str(torch.__version__),
         }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.identity.recogniser import IdentityRecogniser
-from idcodeformer.types import Embeddings, RestoreOptions
+from idcodeformer.restoration.tone import match_tone
+from idcodeformer.types import Embeddings
 from idcodeformer.weights.store import find, sha256_of
 
 from ..config import ConfigError
@@ -75,7 +77,7 @@ class GuidedSubject:
         photos = f"{count} photo{'s' * (count != 1)}" + (" of a stranger" if wrong else "")
         self.rows = [Row("stranger" if wrong else "guided", f"{model.name} + {photos}, {steps} steps", w)]
         photos = f"{references.digest} {references.key} {count} {wrong}"
-        self.key = f"guided {VERSION} {model.digest} w={w} adain={model.adain} guide={photos} {self.guidance}"
+        self.key = f"guided {VERSION} {model.digest} w={w} {model.colours} guide={photos} {self.guidance}"
         self._faces: Sequence[int] | None = None
         self.figures: list[dict[str, np.ndarray]] = []
 
@@ -90,10 +92,10 @@ class GuidedSubject:
     def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
         assert self._faces is not None
         people = self.references.of(self._faces, self.count, self.wrong)
-        options = RestoreOptions(w=self.w, adain=self.model.adain)
+        options = replace(self.model.options, w=self.w)
         result = guide(self.model.restorer, degraded, people, self.references.recogniser, options, self.guidance)
         self.figures = [{"guided": np.array([not reason for reason in result.reasons], np.float32)}]
-        return [result.pixels]
+        return [match_tone(result.pixels, degraded, options)]
 
 
 def load_guide(text: str, judges: Judges, device: torch.device) -> tuple[IdentityRecogniser, str]:

@@ -67,7 +67,7 @@ def _heading(report: dict[str, Any]) -> list[str]:
         "",
         f"{report['images']} images of {report['identities']} people{subset}, {report['pairs']} same-person pairs; "
         f"{len(report['skipped'])} files could not be used. In brackets: 95 % intervals, {s['bootstrap']} resamples "
-        f"of the people. Latent colour match (AdaIN) {'on' if s['adain'] else 'off'}.",
+        f"of the people. {_colours(s)}",
         "",
     ]
     for name, info in s["recognisers"].items():
@@ -87,6 +87,13 @@ def _heading(report: dict[str, Any]) -> list[str]:
             "'guided': share of the faces that were. Who guides is no judge: read the independent columns."
         )
     return lines
+
+
+def _colours(s: dict[str, Any]) -> str:
+    match = f"latent colour match (AdaIN) {'on' if s['adain'] else 'off'}"
+    if s["colour"] == "low_band":
+        return f"Colours: of the input, as users get them (low_band), {match}."
+    return f"Colours: as the network makes them, {match}."
 
 
 def _fid_note(report: dict[str, Any]) -> str:

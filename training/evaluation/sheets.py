@@ -1,7 +1,7 @@
 """Sheets of samples: the same faces through every row, chosen by seed, and the ten that came out worst."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,32 +54,32 @@ def draw(sheet: Sheet) -> Any:
     """The sheet as a PIL image."""
     from PIL import Image, ImageDraw
 
-    from idcodeformer.files.drawing import font
+    from idcodeformer.files.drawing import font, wrapped
 
     large, small = font(12), font(11)
     side = max(CELL, min(512, sheet.images[0][0].shape[0]))
-    lines = max(c.count("\n") + 1 for row in sheet.captions for c in row)
-    step_x, step_y, top, gap = side + 6, side + lines * LINE + 10, 64, 8
-    block = step_x * len(sheet.columns) + 2 * gap
+    columns = [wrapped(label, small, side) for label in sheet.columns]
+    captions = [[wrapped(caption, small, side) for caption in row] for row in sheet.captions]
+    gap, head = 8, 30
+    step_x, step_y = side + 6, side + _lines(c for row in captions for c in row) * LINE + 10
+    top = head + _lines(columns) * LINE + 6
+    block = step_x * len(columns) + 2 * gap
     blocks = min(BLOCKS, len(sheet.images))
     height = top + step_y * -(-len(sheet.images) // blocks)
     canvas = Image.new("RGB", (gap + block * blocks, height), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((gap, 8), sheet.title, fill="black", font=large)
     for b in range(blocks):
-        for c, label in enumerate(sheet.columns):
-            place = (gap + b * block + c * step_x, 30)
-            pen.multiline_text(place, _wrapped(label, 26), fill="black", font=small, spacing=1)
-    for number, (images, captions) in enumerate(zip(sheet.images, sheet.captions, strict=True)):
+        for c, label in enumerate(columns):
+            pen.multiline_text((gap + b * block + c * step_x, head), label, fill="black", font=small, spacing=2)
+    for number, (images, below) in enumerate(zip(sheet.images, captions, strict=True)):
         left, y = gap + number % blocks * block, top + number // blocks * step_y
-        for c, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        for c, (image, caption) in enumerate(zip(images, below, strict=True)):
             cell = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
             canvas.paste(cell, (left + c * step_x, y))
-            pen.multiline_text((left + c * step_x, y + side + 2), caption, fill="black", font=small, spacing=1)
+            pen.multiline_text((left + c * step_x, y + side + 2), caption, fill="black", font=small, spacing=2)
     return canvas
 
 
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width)[:2])
+def _lines(texts: Iterable[str]) -> int:
+    return max(text.count("\n") + 1 for text in texts)

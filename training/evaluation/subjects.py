@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from idcodeformer.networks.codeformer import CodeFormer
 from idcodeformer.networks.vqgan import VQAutoEncoder
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
-from idcodeformer.types import RestoreOptions
+from idcodeformer.restoration.tone import match_tone
+from idcodeformer.types import Colour, RestoreOptions
 from idcodeformer.weights.store import SUFFIXES, find, sha256_of
 
 from ..config import ConfigError
@@ -75,21 +76,32 @@ class TruthSubject(_Fixed):
 
 
 class ModelSubject:
-    """A CodeFormer at several w, restored by the pack's own code in fp32; the encoder runs once for all w."""
+    """A CodeFormer at several w, restored by the pack's own code in fp32; the encoder runs once for all w.
+
+    ``options`` say what colours the faces are given, see ``colour_options``.
+    """
 
     blind = False
 
-    def __init__(self, name: str, digest: str, restorer: CodeFormerRestorer, ws: Sequence[float], adain: bool):
-        self.name, self.digest, self.restorer, self.ws, self.adain = name, digest, restorer, tuple(ws), adain
+    def __init__(
+        self, name: str, digest: str, restorer: CodeFormerRestorer, ws: Sequence[float], options: RestoreOptions
+    ):
+        self.name, self.digest, self.restorer, self.ws, self.options = name, digest, restorer, tuple(ws), options
         self.size = restorer.size
         self.rows = [Row("model", name, w) for w in self.ws]
-        self.key = f"codeformer {digest} w={self.ws} adain={adain}"
+        self.key = f"codeformer {digest} w={self.ws} {self.colours}"
+
+    @property
+    def colours(self) -> str:
+        """The options that matter here, for the cache."""
+        return f"adain={self.options.adain} colour={self.options.colour} gray={self.options.gray}"
 
     def at(self, w: float) -> "ModelSubject":
-        return ModelSubject(self.name, self.digest, self.restorer, (w,), self.adain)
+        return ModelSubject(self.name, self.digest, self.restorer, (w,), self.options)
 
     def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
-        return list(self.restorer.sweep(degraded, self.ws, RestoreOptions(adain=self.adain)))
+        made = self.restorer.sweep(degraded, self.ws, self.options)
+        return [match_tone(images, degraded, self.options) for images in made]
 
 
 class CeilingSubject(_Fixed):
@@ -172,8 +184,13 @@ def _plain_name(name: str) -> str:
     return file.stem if file.suffix in SUFFIXES else file.name
 
 
+def colour_options(colour: Colour, adain: bool) -> RestoreOptions:
+    """What is done to a face's colours: as the pipeline does by default with "low_band", else by the network alone."""
+    return RestoreOptions(adain=adain, colour=colour, gray="auto" if colour == "low_band" else "off")
+
+
 def load_model(
-    text: str, ws: Sequence[float], adain: bool, device: torch.device
+    text: str, ws: Sequence[float], options: RestoreOptions, device: torch.device
 ) -> tuple[ModelSubject, LossRecognisers]:
     """A model to measure, from ``NAME=PATH``, and the recognisers its loss used."""
     name, source = split_name(text)
@@ -184,7 +201,7 @@ def load_model(
     if any(ws) and not net.config.connect_list:
         raise ConfigError(f"{path} has no fusion blocks (connect_list is empty); only --w 0 can be measured.")
     known = LossRecognisers.of(path, net)
-    return ModelSubject(name, sha256_of(path), CodeFormerRestorer(net, device, "fp32"), ws, adain), known
+    return ModelSubject(name, sha256_of(path), CodeFormerRestorer(net, device, "fp32"), ws, options), known
 
 
 def load_ceiling(text: str, size: int, device: torch.device) -> CeilingSubject:

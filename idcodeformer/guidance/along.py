@@ -1,0 +1,128 @@
+"""One face seen many times, as along a clip: one offset for all of it, moved on in a few steps where time goes on.
+
+The loss is that of ``optimise``, meant over the frames at hand. An offset made for one frame alone would be another one
+in the next, and the face would flicker; a shared one costs a few frames' worth of steps, however long the clip is.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..identity.recogniser import IdentityRecogniser
+from ..networks.codeformer import CodeState, adain_codes
+from ..restoration.codeformer import CodeFormerRestorer
+from ..runtime.memory import faces_per_batch
+from ..types import Embeddings, RestoreOptions
+from .optimise import _GRADIENT_FACES, GuidanceOptions, _copied, _cosines, _Face, _reason, _Run, _vectors, visible_scale
+
+_LATER = 1 / 3  # of the rate, where an offset is moved on
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """An offset, and what it does to the frames that it was made for."""
+
+    offset: Tensor  # [D,h,w] on the codes, float16, on the CPU
+    before: float  # mean cosine of the unguided faces and the person
+    after: float  # the same of the guided ones
+    judged: float  # change of that by the judge; 0 without one
+    drift: float  # rms in [0,1] of the means over squares, the largest of any frame
+    steps: int
+    reason: str  # why the unguided faces are better; "" where the guided ones are
+
+
+class SharedGuide:
+    """Guides frames of one face towards one person. ``judge``: another recogniser, and the person by it.
+
+    Of ``options``, w and the latent match matter. Raises BadOption for embeddings of another recogniser.
+    """
+
+    def __init__(
+        self,
+        restorer: CodeFormerRestorer,
+        recogniser: IdentityRecogniser,
+        target: Embeddings,
+        options: RestoreOptions,
+        guidance: GuidanceOptions,
+        judge: tuple[IdentityRecogniser, Embeddings] | None = None,
+    ):
+        self.target = _vectors(target, recogniser, 1)
+        self.recogniser, self.options, self.guidance, self.judge = recogniser, options, guidance, judge
+        self._run = _Run(restorer, recogniser, options, guidance)
+        self._offset: Tensor | None = None
+
+    def __call__(self, pixels: Tensor, unguided: Tensor, steps: int) -> Moved:
+        """Go on from the last offset, or from none, with frames [n,3,S,S] in [0,1] and as the restorer makes them."""
+        run = self._run
+        state = run.restorer.encode(pixels)
+        before = _mean(_cosines(self.recogniser, unguided, self.target))
+        sides = [max(1, side * pixels.shape[-1] // 128) for side in visible_scale(pixels).tolist()]
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(run.device.type, enabled=False):
+            faces = self._faces(_copied(state), unguided, sides)
+            last = faces[0].offset.detach().clone()
+            with run.fast:
+                made = self._steps(faces, state, steps, before)
+                guided = torch.cat([run._decode([face], state).detach() for face in faces])
+        guided = guided.clamp(-1, 1).add(1).mul(0.5).to(unguided.device)
+        moved = self._judged(unguided, guided, sides, faces[0].offset.detach(), made, before)
+        self._offset = last if moved.reason and self._offset is not None else faces[0].offset.detach()
+        return moved
+
+    def _faces(self, state: CodeState, unguided: Tensor, sides: list[int]) -> list[_Face]:
+        start = adain_codes(state) if self.options.latent_match else state.quant
+        w = torch.full((len(start),), float(self.options.w))
+        faces = [
+            _Face(start[i : i + 1].clone(), {s: f[i : i + 1] for s, f in state.features.items()}, w[i : i + 1],
+                  self.target.clone(), unguided[i : i + 1].to(self._run.device, torch.float32) * 2 - 1, sides[i])
+            for i in range(len(start))
+        ]  # fmt: skip
+        first = faces[0].offset if self._offset is None else self._offset.clone().requires_grad_(True)
+        for face in faces:
+            face.offset = first
+        return faces
+
+    def _steps(self, faces: list[_Face], state: CodeState, steps: int, start: float) -> int:
+        """Until the frames, ``start`` near to the person unguided, are on average as near as photos of one person."""
+        run, count = self._run, len(faces)
+        spread = sum(face.spread for face in faces) / count
+        rate = self.guidance.rate * (1.0 if self._offset is None else _LATER)  # Adam's first steps go by signs alone
+        optimiser = torch.optim.Adam([faces[0].offset], lr=rate * spread)
+        random = torch.Generator().manual_seed(0)
+        batch = max(1, faces_per_batch(run.restorer.config, run.device) // _GRADIENT_FACES)
+        goal = start + self.guidance.strength * max(0.0, run.goal - start)
+        for step in range(steps if self.guidance.strength > 0 else 0):
+            optimiser.zero_grad(set_to_none=True)
+            reached = 0.0
+            for first in range(0, count, batch):
+                here = faces[first : first + batch]
+                image = run._decode(here, state)
+                likeness = run._likeness(image, here, random)
+                drift = torch.stack([face.drift(image[i : i + 1]) for i, face in enumerate(here)])
+                ((1 - likeness + self.guidance.consistency * drift).sum() / count).backward()
+                reached += float(likeness.detach().sum()) / count
+            if reached >= goal:
+                return step
+            optimiser.step()
+        return steps if self.guidance.strength > 0 else 0
+
+    def _judged(self, unguided: Tensor, guided: Tensor, sides: list[int], offset: Tensor, steps: int,
+                before: float) -> Moved:  # fmt: skip
+        after = _mean(_cosines(self.recogniser, guided, self.target))
+        judged = 0.0
+        if self.judge is not None:
+            other, person = self.judge
+            theirs = _vectors(person, other, 1)
+            judged = _mean(_cosines(other, guided, theirs)) - _mean(_cosines(other, unguided, theirs))
+        drift = max(
+            float((F.avg_pool2d(a[None], k) - F.avg_pool2d(b[None], k)).square().mean().sqrt())
+            for a, b, k in zip(unguided, guided, sides)
+        )
+        packed = offset[0].to("cpu", torch.float16)
+        return Moved(packed, before, after, judged, drift, steps, _reason(before, after, drift, judged, steps or 1))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
