@@ -26,7 +26,7 @@ def photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
     folder.mkdir()
     made = [folder / f"photo{n}.jpg" for n in range(_DIFFERENT)]
     for number, file in enumerate(made):
-        write(file, Picture(portrait(1728, 1152, 500 + 40 * number)[None]))
+        write(file, Picture(portrait(1728, 1152, 240 + 20 * number)[None]))
     pairs = []
     for number in range(count):
         link = folder / f"{number:04d}.jpg"
