@@ -134,7 +134,9 @@ def test_both_languages_have_every_text() -> None:
     assert all(text.strip() for both in texts for text in both.values())
     source = "".join(path.read_text("utf-8") for path in (ROOT / "sdwebui").glob("*.py"))
     used = set(re.findall(r'text\("([a-z_.]+)"\)', source))
-    options = re.findall(r'_add\("(\w+)"', source)
+    modes = re.findall(r'"(\w+)": settings\.[A-Z]', source)  # those that a loop adds, in both places
+    used |= {f"extras.{name}" for name in modes}
+    options = re.findall(r'_add\("(\w+)"', source) + modes
     used |= {f"settings.{name}{end}" for name in options for end in ("", ".about")}
     assert used == texts[0].keys()
 
