@@ -13,6 +13,7 @@ import torch
 
 from idcodeformer import FacePipeline, RestoreOptions, load_detector
 from idcodeformer.compositing.blend import paste
+from idcodeformer.files.pixels import planes, to_levels
 from idcodeformer.geometry.alignment import align
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.types import Crops, Faces
@@ -24,12 +25,12 @@ from .scenes import Clocked, Echo, crowd, face_labels, narrow_network
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """A decoded file, RGB uint8 [H,W,3], as the pipeline takes it."""
-    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
+    return planes(lambda a, b: image[a:b], *image.shape, 255)[0]
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
     """What is written to a file."""
-    return image.mul(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return to_levels(image)
 
 
 class Ours:

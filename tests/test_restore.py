@@ -5,12 +5,14 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from idcodeformer import load_restorer
 from idcodeformer.errors import BadImage, BadOption, MissingWeights, NoDevice, OutOfMemory, UnsupportedWeights
 from idcodeformer.geometry.face_shape import crop_distance
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.restoration import tone
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.restoration.tone import match_low_band, match_tone
 from idcodeformer.runtime import memory
@@ -275,3 +277,16 @@ def test_the_low_band_leaves_detail_and_its_choice_is_checked() -> None:
     assert abs(float(out.mean()) - 0.5) < 0.005
     with pytest.raises(BadOption, match="colour is 'blue'"):
         RestoreOptions(colour="blue")
+
+
+@pytest.mark.parametrize("side", [130, 256])
+def test_the_low_band_is_that_of_a_full_gaussian(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(4)
+    size = (side, side)
+    pixels, cast = (F.interpolate(torch.rand(2, 3, n, n, generator=random), size, mode="bicubic") for n in (9, 4))
+    restored = (0.7 * pixels + 0.3 * cast + 0.03 * torch.randn(pixels.shape, generator=random)).clamp(0, 1)
+    quick = match_low_band(restored, pixels.clamp(0, 1))
+    monkeypatch.setattr(tone, "_FEWEST", side)  # no blocks
+    whole = match_low_band(restored, pixels.clamp(0, 1))
+    assert (whole - restored).abs().mean() > 5 / 255 and not torch.equal(quick, whole)
+    assert (quick - whole).abs().max() < 0.15 / 255

@@ -71,7 +71,8 @@ def paste(
     plan = plan_paste(crops, options.upscale, faces if options.mask_shape == "face" else None)
     parsed = None
     if parser is not None and len(crops):
-        parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(_PARSED))
+        most = 1 if restored.device.type == "cpu" else _PARSED  # one face stays in the cache
+        parts = (soft_mask(parser(part), options.parse_classes, side=_PARSE_SIDE) for part in restored.split(most))
         parsed = torch.cat(list(parts))
     return paste_planned(
         images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device, own_detail,

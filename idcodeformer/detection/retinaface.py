@@ -147,7 +147,7 @@ class RetinaFaceDetector:
         weight = next(self.network.parameters())
         inputs = torch.empty_like(pixels, dtype=weight.dtype, memory_format=torch.channels_last)
         for channel, mean in enumerate(MEAN_BGR):
-            inputs[:, channel] = pixels[:, 2 - channel].float().mul(255).sub_(mean)
+            torch.add(torch.tensor(-mean), pixels[:, 2 - channel], alpha=255, out=inputs[:, channel])
         return inputs
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

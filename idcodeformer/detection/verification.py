@@ -254,17 +254,19 @@ def _once(faces: Sequence[Face]) -> Faces:
     """Best first, and without findings whose middle lies well inside a better face."""
     order = sorted(faces, key=lambda face: (bool(face.doubt), -face.score))
     kept: list[Face] = []
+    owners = np.empty((0, 2, 3))  # of the kept faces that are in no doubt
     for face in order:
-        if not any(_inside(face, other) for other in kept if not other.doubt):
-            kept.append(face)
+        finite = bool(face.landmarks.isfinite().all())
+        if finite and _inside(face.landmarks.double().mean(0).numpy(), owners):
+            continue
+        kept.append(face)
+        if finite and not face.doubt and float(face_size(face.landmarks[None])) >= 1e-3:
+            fit = fit_similarity(face.landmarks.double().numpy(), ffhq_template(1))
+            owners = np.concatenate([owners, fit[None]])
     return tuple(sorted(kept, key=lambda face: -face.score))
 
 
-def _inside(face: Face, other: Face) -> bool:
-    """Whether the middle of one face lies where only the other's own can be."""
-    points = torch.stack([face.landmarks, other.landmarks])
-    if not bool(points.isfinite().all()) or float(face_size(points[1:])) < 1e-3:
-        return False
-    fit = fit_similarity(other.landmarks.double().numpy(), ffhq_template(1))
-    x, y = fit[:, :2] @ face.landmarks.double().mean(0).numpy() + fit[:, 2] + 0.5
-    return float(face_distance(torch.tensor(x), torch.tensor(y))) < _SAME
+def _inside(middle: np.ndarray, owners: np.ndarray) -> bool:
+    """Whether a point [2] lies where only a face can be that one of ``owners`` [N,2,3] maps to a crop of one pixel."""
+    x, y = torch.from_numpy(owners[:, :, :2] @ middle + owners[:, :, 2] + 0.5).unbind(1)
+    return bool((face_distance(x, y) < _SAME).any())

@@ -144,14 +144,14 @@ def _grid(plan: _Plan, rim: int, size: int, shape: Sequence[int], device: torch.
     """Where to sample the averaged region of ``shape`` = (height, width), ``rim`` px of it added to every side:
     [size,size,2], as F.grid_sample wants it."""
     axis = torch.arange(size, dtype=torch.float32, device=device)
-    coordinates = []
+    grid = torch.empty(size, size, 2, device=device)
     for k, (along_x, along_y, shift) in enumerate(plan.inverse):
         corner = plan.region[k] + 0.5 * (plan.factor - 1) - rim * plan.factor
         unit = 2 / (plan.factor * shape[1 - k])  # of the grid, per image px
         row = axis * (along_x * unit)
-        coordinates.append(row + (axis * (along_y * unit) + ((shift - corner) * unit + 1 / shape[1 - k] - 1))[:, None])
-    return torch.stack(coordinates, -1)
-
+        column = axis * (along_y * unit) + ((shift - corner) * unit + 1 / shape[1 - k] - 1)
+        torch.add(row, column[:, None], out=grid[..., k])
+    return grid
 
 
 def read_at(source: Tensor, grid: Tensor, padding: str) -> Tensor:

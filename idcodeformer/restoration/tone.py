@@ -5,14 +5,17 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..geometry.face_shape import crop_distance
+from ..geometry.resizing import resize
 from ..types import GrayMode, RestoreOptions
-from .toning import fit_toning
+from .toning import Toning, fit_toning, reduced
 
 _AT_ONCE = 8  # faces; bounds the memory of intermediate results
 _STAIN = 32  # the side of a crop over the sigma of chroma that is the print's, beside its tone
 _LOW_BAND = 8  # the side of a crop over the sigma of what counts as its colour
+_FEWEST = 64  # px of the side to which a crop is reduced for that
 _FACE_WHOLE, _FACE_END = 0.8, 1.0  # distances from the middle between which a face goes over into its surroundings
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -24,8 +27,14 @@ def is_monochrome(pixels: Tensor) -> Tensor:
     The reference asks for a small variance of the channel differences over the whole picture: a sepia photograph
     fails, a warm face in a gray scene passes. Here each face is asked; see ``toning``.
     """
-    parts = [fit_toning(some, luminance(some)).monochrome for some in pixels.split(_AT_ONCE)]
+    parts = [_toning(some).monochrome for some in pixels.split(_AT_ONCE)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=pixels.device)
+
+
+def _toning(pixels: Tensor) -> Toning:
+    """The toning of crops [N,3,S,S], which are reduced before their luminance is taken: three times as quick."""
+    small = reduced(pixels)
+    return fit_toning(small, luminance(small))
 
 
 def luminance(pixels: Tensor) -> Tensor:
@@ -56,11 +65,11 @@ def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto", contra
 
 def _match(restored: Tensor, pixels: Tensor, mode: GrayMode, contrast: bool) -> Tensor | None:
     """None where no face is monochrome, as far as that can be known without waiting for the device."""
-    before, luma = luminance(pixels), luminance(restored)
-    toning = fit_toning(pixels, before)
+    toning = _toning(pixels)
     gray = toning.monochrome if mode == "auto" else None
     if gray is not None and gray.device.type == "cpu" and not bool(gray.any()):
         return None
+    before, luma = luminance(pixels), luminance(restored)
     if contrast:
         l_var, l_mean = torch.var_mean(luma, dim=(1, 2), keepdim=True)
         c_var, c_mean = torch.var_mean(before, dim=(1, 2), keepdim=True)
@@ -90,17 +99,23 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
     if len(restored) == 0:
         return restored
     side = pixels.shape[-1]
+    # What is that smooth is known from means over blocks, to a tenth of a grey level: a tenth of the time at 512 px.
+    block = next(n for n in range(max(1, side // _FEWEST), 0, -1) if side % n == 0)
     face = ((_FACE_END - crop_distance(side, pixels.device)) / (_FACE_END - _FACE_WHOLE)).clamp(0, 1)[None, None]
-    rest = 1 - face
-    sigma = side / _LOW_BAND
-    face_weight, rest_weight = (_low_pass(m, sigma).clamp(min=1e-6) for m in (face, rest))
+    inside = F.avg_pool2d(face, block)
+    around = 1 - inside
+    sigma = side / block / _LOW_BAND
+    weights = [_low_pass(mask, sigma).clamp(min=1e-6) for mask in (inside, around)]
     out = torch.empty_like(restored)
-    for start in range(0, len(restored), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        missing = pixels[some] - restored[some]
-        low = face * _low_pass(missing * face, sigma) / face_weight
-        low += rest * _low_pass(missing * rest, sigma) / rest_weight
-        out[some] = (restored[some] + low).clamp_(0, 1)
+    step = 1 if restored.device.type == "cpu" else _AT_ONCE  # one face stays in the cache
+    for start in range(0, len(restored), step):
+        some = slice(start, start + step)
+        missing = F.avg_pool2d(pixels[some], block) - F.avg_pool2d(restored[some], block)
+        of_face, of_rest = (_low_pass(missing * m, sigma) / w for m, w in zip((inside, around), weights))
+        both = torch.stack([of_face - of_rest, of_rest])
+        if block > 1:
+            both = resize(both.flatten(0, 1), (side, side)).unflatten(0, (2, -1))
+        out[some] = torch.addcmul(restored[some], face, both[0]).add_(both[1]).clamp_(0, 1)
     return out
 
 

@@ -51,8 +51,7 @@ class Toning:
 
 def fit_toning(pixels: Tensor, luma: Tensor) -> Toning:
     """The toning of crops [N,3,S,S] in [0,1] with luminance [N,S,S]. Decided on the device."""
-    if pixels.shape[-1] > _SIDE:
-        pixels, luma = (F.adaptive_avg_pool2d(part, _SIDE) for part in (pixels, luma))
+    pixels, luma = reduced(pixels), reduced(luma)
     low, high = luma.amin((1, 2), keepdim=True), luma.amax((1, 2), keepdim=True)
     high = torch.maximum(high, low + _LEAST_RANGE)
     axis = torch.arange(_KNOTS, device=luma.device).view(1, _KNOTS, 1, 1)
@@ -70,6 +69,14 @@ def fit_toning(pixels: Tensor, luma: Tensor) -> Toning:
     lips = left.unflatten(1, (cells, cells))[:, rows, columns].mean((1, 2))
     monochrome = (error.sqrt() <= _LEFT) & ((lips[:, 0] - lips[:, 1]).abs() <= _LIPS)
     return Toning(weights[:, :_KNOTS], low, high, monochrome)
+
+
+def reduced(planes: Tensor) -> Tensor:
+    """Crops [N,...,S,S] at the size at which they are looked at, where they are larger."""
+    side = planes.shape[-1]
+    if side <= _SIDE:
+        return planes
+    return F.avg_pool2d(planes, side // _SIDE) if side % _SIDE == 0 else F.adaptive_avg_pool2d(planes, _SIDE)
 
 
 def _cells(planes: Tensor, cells: int) -> Tensor:
