@@ -239,7 +239,7 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
         for number, (path, target) in enumerate(targets):
             if clips is not None and video.is_clip(path, args):
                 outcome: Outcome = clips.attempt(path, target, video.progress_of(bar, number))
-                line = video.describe(outcome)
+                line = video.describe(outcome, args.target_identity > 0)
             else:
                 outcome = job.attempt(path, target, _face_progress(bar, number))
                 line = describe(outcome, args.target_identity > 0)
