@@ -256,7 +256,7 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
             if is_clip:
                 for number, (path, target) in enumerate(here, first):
                     clip = clips.attempt(path, target, video.progress_of(bar, number))
-                    told(clip, video.describe(clip))
+                    told(clip, video.describe(clip, args.target_identity > 0))
             else:
                 job.attempt_all(here, picture, partial(_face_progress, bar, first))
             first += len(here)
