@@ -1,6 +1,6 @@
 """Peak memory, each case in a process of its own: python -m benchmarks.memory
 
-Cases: 8 and 40 faces in one 1080p picture, and one face in a picture of 7680 x 4320, in memory: the whole pipeline runs
+Cases: 8 and 40 faces in one 1080p picture, and one face in a picture of 7680 x 4320, in memory and in place: all runs
 (detection on the large picture, restoring, pasting) with a 512-px network. With --files also from file to file, by the
 built-in networks: a PNG of 7680 x 4320 and a 16-bit TIFF of 12000 x 8400. Peaks are resident set sizes, of the process
 and above what it held before the call.
@@ -49,7 +49,7 @@ def probe(case: str, narrow: bool, weights: Path | None) -> dict[str, object]:
         faces = [grid_of_faces(CASES[case], *image.shape[1:])]
     pipeline = FacePipeline(restorer, load_detector(device="cpu") if faces is None else None)
     before = peak()
-    result = pipeline([image], RestoreOptions(), faces=faces)
+    result = pipeline([image], RestoreOptions(large_faces="restore"), faces=faces, in_place=True)
     return {"case": case, "faces": len(result.crops_out), "peak_mb": peak(), "call_mb": peak() - before}
 
 
