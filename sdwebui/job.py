@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import host
+from . import files, host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,9 +84,18 @@ def run(models: Models, choice: Choice, picture: Tensor, wishes: Wishes, photos:
         pipeline = models.pipeline(choice)
         person = models.person(choice, photos)
         result = core.restore(pipeline, picture, wishes, person, _progress)
-        return Outcome(result.images[0], result.report, models.name_of("restorer"), wishes)
+        return Outcome(result.images[0], _for_this_host(result.report), models.name_of("restorer"), wishes)
     finally:
         models.rest()
+
+
+def _for_this_host(report: tuple[FaceReport, ...]) -> tuple[FaceReport, ...]:
+    """With the folder where this host looks for a larger network, in the place of those that the core names."""
+    folder = files.folders("restorer")[0]
+    return tuple(
+        replace(face, reason=re.sub(r" into [^;]*, in ComfyUI [^,;]*,", lambda _: f" into {folder},", face.reason))
+        for face in report
+    )
 
 
 def _progress(done: int, total: int, what: str) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,14 @@ def test_the_core_works_below_a_folder_with_a_dash(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.strip() == "pack-x.idcodeformer.restoration.codeformer", run.stderr
+
+
+def test_the_document_names_modules_that_exist() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| (.*) \|$", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.M)
+    rooms = {room: text for room, text in rows if (ROOT / "idcodeformer" / room).is_dir()}
+    here = {path.name for path in (ROOT / "idcodeformer").iterdir() if (path / "__init__.py").is_file()}
+    assert set(rooms) == here
+    for room, text in rooms.items():
+        for name in re.findall(r"`(\w+)/?`", text):
+            places = [ROOT / "idcodeformer" / room / name, ROOT / "idcodeformer" / room / f"{name}.py"]
+            assert any(place.exists() for place in places), f"{room}: {name}"

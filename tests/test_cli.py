@@ -336,11 +336,14 @@ def test_hidden_files_are_passed_over_and_unread_pictures_listed(
     for ending, kind in (("jfif", "JPEG"), ("jpe", "JPEG"), ("tga", "TGA"), ("dib", "BMP")):
         Image.open(small).save(folder / f"{ending}.{ending}", kind)
     Image.open(small).save(folder / "-odd.jpg")
+    Image.open(small).convert("RGB").save(folder / "two.mpo", save_all=True, append_images=[Image.new("RGB", (9, 9))])
     (folder / "broken.jpg").symlink_to(folder / "gone.jpg")
     assert restore(folder, "-o", folder) == 0
-    told = capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "two.png: " in told.out and "1 more picture in the file" in told.out
+    told = told.err
     assert "e.psd: .psd is not read" in told and "broken.jpg: is a broken link" in told and "notes" not in told
-    wanted = [f"final_results/{name}.png" for name in ("-odd", "dib", "jfif", "jpe", "tga")]
+    wanted = [f"final_results/{name}.png" for name in ("-odd", "dib", "jfif", "jpe", "tga", "two")]
     assert [name for name in names(folder) if "/" in name] == wanted
     assert restore(folder, "-o", folder, "--skip-existing") == 0  # results inside the source are no sources
     monkeypatch.chdir(folder)

@@ -536,3 +536,17 @@ def test_strips_join_to_the_whole_picture(monkeypatch: pytest.MonkeyPatch, orien
             assert image.mode == mode
             np.testing.assert_array_equal(np.atleast_3d(np.asarray(image)), wanted[:, :, :channels])
         np.testing.assert_array_equal(np.asarray(pixels.to_image(frame[0, :3], frame[0, 3:])), wanted)
+
+
+def test_of_a_file_of_several_pictures_the_first_is_read_and_the_rest_told(tmp_path: Path) -> None:
+    """As phones write a JPEG with its gain map, and stereo cameras an MPO."""
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ((200, 40, 40), (40, 40, 200)))
+    for name in ("phone.jpg", "stereo.mpo"):
+        first.save(tmp_path / name, "MPO", save_all=True, append_images=[second])
+        picture = read(tmp_path / name)
+        assert picture.frames.shape == (1, 3, 30, 40)
+        assert (picture.frames.mean((2, 3))[0] * 255 - torch.tensor([200.0, 40, 40])).abs().max() < 3
+        assert picture.left_out.startswith("1 more picture in the file") and not picture.durations
+    first.save(tmp_path / "plain.jpg")
+    assert read(tmp_path / "plain.jpg").left_out == ""
+    assert [file.name for file, _ in find_pictures([tmp_path])] == ["phone.jpg", "plain.jpg", "stereo.mpo"]

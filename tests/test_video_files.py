@@ -123,6 +123,26 @@ def test_other_containers(tmp_path: Path) -> None:
     assert sound(result.path) == sound(tmp_path / "clip.avi")
 
 
+def test_transparency_is_told_where_there_is_any(tmp_path: Path) -> None:
+    from PIL import Image
+
+    notes = {}
+    for name, alpha in (("clear", 128), ("opaque", 255)):
+        frames = [Image.new("RGBA", (32, 32), (200, 20 * n, 40, alpha)) for n in range(3)]
+        frames[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=frames[1:], disposal=2)
+        Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "none.gif")
+        notes[name] = Clip(tmp_path / f"{name}.gif").info.notes
+    assert notes["opaque"] == () and Clip(tmp_path / "none.gif").info.notes == ("its transparency is not kept",)
+    with av.open(str(tmp_path / "clip.webm"), "w") as out:
+        stream = out.add_stream("libvpx-vp9", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuva420p"
+        picture = np.full((32, 32, 4), 128, np.uint8)
+        for _ in range(2):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="yuva420p")))
+        out.mux(stream.encode())
+    assert Clip(tmp_path / "clip.webm").info.notes == ("its transparency is not kept",)
+
+
 def test_a_range_begins_at_zero_with_its_own_sound_and_chapters(tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     result, read, _ = through(tmp_path / "clip.mp4", span=(0.2, 0.6))

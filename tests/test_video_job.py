@@ -178,6 +178,13 @@ def test_a_folder_of_frames_a_range_and_an_upscale(tmp_path: Path, pipeline) -> 
     assert len(frames) == 6 and frames[0].pixels.shape == (144, 192, 3) and frames[0].pts == 0
 
 
+def test_a_range_outside_the_clip_is_a_sentence(tmp_path: Path, pipeline) -> None:
+    make_clip(tmp_path / "clip.mp4", [scene(n) for n in range(4)])
+    for span in ((50.0, 60.0), (0.18, float("inf"))):
+        outcome = job(pipeline, tmp_path / "out", ClipSettings(span=span)).attempt(tmp_path / "clip.mp4", Path("clip"))
+        assert "has no frame in this range; give another --range" in outcome.error and not outcome.output
+
+
 def test_a_gray_track_stays_gray_in_all_its_frames(tmp_path: Path, pipeline) -> None:
     analysis = Analysis()
     make_clip(tmp_path / "clip.mkv", [scene(n) for n in range(9)], codec="ffv1", pix_fmt="yuv444p")
@@ -253,10 +260,12 @@ def test_the_command_line_takes_clips_and_pictures_together(tmp_path: Path, monk
     assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--range", "9"]) == 2
     capsys.readouterr()
     line = ["restore", str(tmp_path / "clip.mp4"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "o3"),
-            "--min-eye-distance", "3", "--target-identity", "0.4"]  # fmt: skip
-    assert main(line) == 1  # the picture is restored all the same
-    assert "--target-identity is for pictures" in capsys.readouterr().err
-    assert [file.name for file in (tmp_path / "o3/final_results").iterdir()] == ["photo.png"]
+            "--min-eye-distance", "3", "--target-identity", "0.99"]  # fmt: skip
+    assert main(line) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "w 1.00; identity target 0.99 not reached: " in said[0] and "w 1.00" in said[1]
+    line = ["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o4"), "--aligned"]
+    assert main(line) == 1 and "--aligned is for pictures" in capsys.readouterr().err
 
 
 def test_without_pyav_the_remedy_is_named_and_pictures_are_found(tmp_path: Path, monkeypatch) -> None:

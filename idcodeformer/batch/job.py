@@ -210,7 +210,7 @@ class RestoreJob:
 
     def _check(self, file: Path, picture: Picture, outcome: Outcome) -> None:
         """Refuse before any work what could not be restored or written."""
-        outcome.size = picture.size[::-1]
+        outcome.size, outcome.note = picture.size[::-1], picture.left_out
         if not self.settings.aligned:
             height, width = (round(side * self.settings.options.upscale) for side in picture.size)
             check_size(file, width, height)

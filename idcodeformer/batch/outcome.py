@@ -24,6 +24,7 @@ class Outcome:
     seconds: float = 0.0
     size: tuple[int, int] | None = None  # (width, height) of the input
     faces: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""  # what of the input is not in the result
 
     @property
     def restored(self) -> int:

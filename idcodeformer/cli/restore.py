@@ -62,7 +62,7 @@ def run_restore(args: argparse.Namespace) -> int:
         elif args.json and outcomes:
             write_json(args.json, job.report(outcomes, _told(args)), args)
     if found.unread:
-        note(f"{len(found.unread)} pictures were not read; they are listed above.")
+        note(f"Not read: {len(found.unread)} of the pictures; they are listed above.")
     return _summary(outcomes)
 
 
@@ -256,7 +256,7 @@ def _work(job: RestoreJob, targets: list[tuple[Path, Path]], outcomes: list[Outc
             if is_clip:
                 for number, (path, target) in enumerate(here, first):
                     clip = clips.attempt(path, target, video.progress_of(bar, number))
-                    told(clip, video.describe(clip))
+                    told(clip, video.describe(clip, args.target_identity > 0))
             else:
                 job.attempt_all(here, picture, partial(_face_progress, bar, first))
             first += len(here)
@@ -298,6 +298,8 @@ def describe(outcome: Outcome, faithful: bool = False) -> str:
         # Sizes and scores differ from face to face; one of each reason says enough.
         reasons = {re.sub(r"[0-9.]+", "", face["reason"]): face["reason"] for face in skipped}
         parts.append(f"{len(skipped)} skipped ({'; '.join(sorted(reasons.values()))})")
+    if outcome.note:
+        parts.append(outcome.note)
     return f"{outcome.input} -> {outcome.output}: {', '.join(parts)}, {outcome.seconds:.1f} s"
 
 

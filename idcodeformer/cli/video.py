@@ -108,8 +108,8 @@ def progress_of(bar: Any, number: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-def describe(outcome: ClipOutcome) -> str:
-    """One line a person reads."""
+def describe(outcome: ClipOutcome, faithful: bool = False) -> str:
+    """One line a person reads; with ``faithful`` it tells each track's w."""
     if outcome.status == "kept":
         return f"{outcome.input} -> {outcome.output}: kept, the result was there"
     if outcome.error:
@@ -124,6 +124,9 @@ def describe(outcome: ClipOutcome) -> str:
         told.append(f"{_many(len(outcome.tracks) - len(kept), 'track')} skipped ({'; '.join(left)})")
     if named := list(dict.fromkeys(track["name"] for track in outcome.tracks if track["name"])):
         told.append(f"shows {', '.join(named)}")
+    if faithful:
+        told.append("w " + " ".join(f"{track['w']:.2f}" for track in kept if "w" in track))
+        told += sorted({f["reason"] for f in outcome.faces if f["reason"].startswith("identity target")})
     if guided := list(dict.fromkeys(track["guidance"] for track in kept if track.get("guidance"))):
         told.append("; ".join(guided))
     pairs = [f"{t['id_sim_before']:.2f}>{t['id_sim_after']:.2f}" for t in kept if t.get("id_sim_after") is not None]

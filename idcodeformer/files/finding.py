@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import BadImage
 
 EXTENSIONS = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .jfi .jif .webp .bmp .dib .tif .tiff .gif .tga .jp2 .j2k .jpx .jpf .ppm .pgm "
-    ".pbm .pnm .avif .avifs .heic .heif .hif .jxl".split()
+    ".png .apng .jpg .jpeg .jpe .jfif .jfi .jif .mpo .webp .bmp .dib .tif .tiff .gif .tga .jp2 .j2k .jpx .jpf .ppm "
+    ".pgm .pbm .pnm .avif .avifs .heic .heif .hif .jxl".split()
 )
 # Endings whose decoder may be missing: Pillow's name of the format, and the optional package that has it.
 OPTIONAL = {
@@ -27,7 +27,7 @@ _MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "
 _UNREAD = frozenset(
     ".psd .psb .xcf .svg .eps .ai .exr .hdr .jxr .wdp .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf "
     ".pef .srw .x3f .3fr .iiq .dcr .kdc .mrw .erf .ico .icns .pcx .sgi .dds .fits .djvu .cin .dpx .pfm .ras .xbm .xpm "
-    ".jng .mng .bpg .qoi .flif .insp .mpo .jps".split()
+    ".jng .mng .bpg .qoi .flif .insp .jps".split()
 )
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _SIGNATURES += (b"\0\0\0\x0cjP  ",)

@@ -45,6 +45,7 @@ class Picture:
     poster: bool = False  # the first frame is an APNG's still picture, no part of its animation
     origin: str = ""  # fingerprint of the file that was read
     notes: Notes = Notes()  # XMP, comments, texts, colorimetry
+    left_out: str = ""  # what the file holds besides and a result does not; "" for nothing
 
     @property
     def size(self) -> tuple[int, int]:
@@ -163,6 +164,9 @@ def _decode(data: bytes, path: Path) -> Picture:
             "exif": upright_exif(image),
             "suffix": path.suffix.lower() or f".{(image.format or 'png').lower()}",
         }
+        if count > 1 and image.format not in _ANIMATED:  # as phones and stereo cameras write
+            more = f"{count - 1} more picture{'s' * (count > 2)}"
+            common["left_out"] = f"{more} in the file (gain map, second view or preview) left out"
         if count > 1 and image.format in _ANIMATED:
             return _decode_animation(image, path, common | {"suffix": _ANIMATED[image.format]})
         if image.mode == "I" or image.mode.startswith("I;16"):

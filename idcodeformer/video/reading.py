@@ -123,7 +123,9 @@ class Clip:
             if stop is not None and pts >= stop:
                 return
         if held is not None:
-            yield self._made(held, start, number, held[0].duration or length)
+            duration = held[0].duration or length
+            if start is None or held[1] + duration > start:  # else the clip ended before
+                yield self._made(held, start, number, duration)
 
     def _made(self, held: tuple[Any, int], start: int | None, number: int, duration: int) -> Frame:
         raw, pts = held
@@ -186,7 +188,7 @@ def _info(path: Path, container: Any) -> ClipInfo:
     if turn % 2 and aspect:
         aspect = 1 / aspect
     notes = []
-    if len(first.format.components) in (2, 4):
+    if _transparent(stream, first):
         notes.append("its transparency is not kept")
     if getattr(first, "interlaced_frame", False):
         notes.append("its fields are restored together, as whole frames")
@@ -199,6 +201,16 @@ def _info(path: Path, container: Any) -> ClipInfo:
         context.codec.canonical_name, first.format.name, bits, colour, Fraction(aspect) or Fraction(1), turn,
         container.format.name, tuple(notes),
     )  # fmt: skip
+
+
+def _transparent(stream: Any, first: Any) -> bool:
+    """WebM's VP8 and VP9 hold it beside the picture; GIFs are decoded with it where they have none."""
+    if stream.metadata.get("alpha_mode") == "1":
+        return True
+    if len(first.format.components) not in (2, 4):
+        return False
+    opaque = stream.codec_context.name == "gif" and first.reformat(format="rgba").to_ndarray()[..., 3].min() == 255
+    return not opaque
 
 
 def _first_frame(path: Path, container: Any, stream: Any) -> Any:

@@ -175,7 +175,8 @@ def test_modes_reach_the_core_and_come_back_from_the_infotext(
     info = run(door, large, enable=True, large_faces="skip", grain="on", colour="adain").info
     options = seen[0].restore_options()
     assert (options.large_faces, options.grain, options.colour) == ("skip", "on", "adain")
-    assert info["ID-CodeFormer"] == "0 of 1 faces restored" and "larger" in info["ID-CodeFormer skipped"]
+    assert info["ID-CodeFormer"] == "0 of 1 faces restored"
+    assert f"(512 px) into {door.models / 'Codeformer'}, or choose" in info["ID-CodeFormer skipped"]
     text = ", ".join(f"{key}: {value}" for key, value in info.items())
     now = (0.8, 1.0, "all", 0.0, 0, 1.0, "auto", "auto", "low_band")
     assert door.sub("extras").values_of(text, *now)[6:] == ["skip", "on", "adain"]

@@ -104,9 +104,15 @@ def test_the_hosts_own_extras_call_leaves_us_off(host: Host) -> None:
 
 
 def test_restore_and_score(host: Host) -> None:
-    status, answer = host.ask("/id-codeformer/v1/restore", {"image": encoded(GROUP), "reference": [encoded(PORTRAIT)]})
-    assert status == 200 and len(answer["faces"]) == 4
+    status, answer = host.ask("/id-codeformer/v1/restore", {
+        "image": encoded(GROUP), "reference": [encoded(PORTRAIT)], "large_faces": "restore", "grain": "on",
+    })  # fmt: skip
+    assert status == 200 and [face["status"] for face in answer["faces"]] == ["restored"] * 4
     assert all(-1 <= face["reference_before"] <= 1 for face in answer["faces"])
+    status, answer = host.ask("/id-codeformer/v1/restore", {"image": encoded(PORTRAIT)})  # sharp and large: left
+    assert status == 200 and f"into {host.data / 'models'}" in answer["faces"][0]["reason"]
+    status, answer = host.ask("/id-codeformer/v1/restore", {"image": encoded(PORTRAIT), "grain": "sand"})
+    assert status == 422 and "choose one of auto, on, off" in answer["detail"]
     status, answer = host.ask("/id-codeformer/v1/score", {"image": encoded(PORTRAIT), "reference": [encoded(PORTRAIT)]})
     assert status == 200 and answer["best"] > 0.99
 
@@ -118,7 +124,7 @@ def test_a_missing_model_is_a_sentence(host: Host) -> None:
 
 def test_runs_leave_no_memory_behind(host: Host) -> None:
     def run() -> int:
-        assert host.ask("/id-codeformer/v1/restore", {"image": encoded(GROUP)})[0] == 200
+        assert host.ask("/id-codeformer/v1/restore", {"image": encoded(GROUP), "large_faces": "restore"})[0] == 200
         return host.memory()
 
     first = [run() for _ in range(3)][-1]
