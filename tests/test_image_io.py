@@ -530,6 +530,12 @@ def test_strips_join_to_the_whole_picture(monkeypatch: pytest.MonkeyPatch, orien
     frame = pixels.planes(lambda a, b: stored[a:b], 7, 9, 4, top, orientation)
     assert frame.is_contiguous() and float(frame.max()) <= 1
     np.testing.assert_array_equal(pixels.to_levels(frame[0, :3], top, alpha=frame[0, 3:]), wanted)
+    if top == 255:
+        for channels, mode in ((1, "L"), (3, "RGB")):
+            image = pixels.to_image(frame[0, :channels])
+            assert image.mode == mode
+            np.testing.assert_array_equal(np.atleast_3d(np.asarray(image)), wanted[:, :, :channels])
+        np.testing.assert_array_equal(np.asarray(pixels.to_image(frame[0, :3], frame[0, 3:])), wanted)
 
 
 def test_of_a_file_of_several_pictures_the_first_is_read_and_the_rest_told(tmp_path: Path) -> None:

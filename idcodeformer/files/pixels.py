@@ -1,7 +1,7 @@
 """Stored integers <-> upright floats, a strip at a time: a large picture is held as float once, and never twice."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,13 +54,33 @@ def to_levels(pixels: Tensor, levels: int = 255, alpha: Tensor | None = None) ->
     """
     import numpy as np
 
-    parts = [pixels.detach()] if alpha is None else [pixels.detach(), alpha.detach()]
-    height, width = pixels.shape[1:]
-    dtype = np.uint8 if levels == 255 else np.uint16
-    array = np.empty((height, width, sum(len(part) for part in parts)), dtype)
-    step = max(1, _STRIP // max(1, width))
-    for start in range(0, height, step):
-        strips = [part[:, start : start + step].cpu().float() for part in parts]
-        strip = (torch.cat(strips) if alpha is not None else strips[0]).clamp(0, 1).mul_(levels).round_()
-        array[start : start + step] = strip.permute(1, 2, 0).numpy()
+    channels = len(pixels) + (alpha is not None)
+    array = np.empty((*pixels.shape[1:], channels), np.uint8 if levels == 255 else np.uint16)
+    for start, strip in _strips(pixels, levels, alpha):
+        array[start : start + len(strip)] = strip
     return array
+
+
+def to_image(pixels: Tensor, alpha: Tensor | None = None) -> Image:
+    """``to_levels`` of 8 bits a channel, in Pillow's hands and nowhere else."""
+    import numpy as np
+    from PIL import Image
+
+    image: Image.Image | None = None
+    for start, strip in _strips(pixels, 255, alpha):
+        levels = strip.astype(np.uint8)
+        part = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+        image = image or Image.new(part.mode, (pixels.shape[2], pixels.shape[1]))
+        image.paste(part, (0, start))
+    assert image is not None  # a picture has rows
+    return image
+
+
+def _strips(pixels: Tensor, levels: int, alpha: Tensor | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The first row of every strip, and its pixels [h,W,C], whole numbers in float32."""
+    parts = [pixels.detach()] if alpha is None else [pixels.detach(), alpha.detach()]
+    step = max(1, _STRIP // max(1, pixels.shape[2]))
+    for start in range(0, pixels.shape[1], step):
+        rows = [part[:, start : start + step].cpu().float() for part in parts]
+        strip = (torch.cat(rows) if len(rows) > 1 else rows[0]).clamp(0, 1).mul_(levels).round_()
+        yield start, strip.permute(1, 2, 0).numpy()

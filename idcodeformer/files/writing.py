@@ -18,11 +18,11 @@ from ..errors import BadImage, BadOption
 from .marks import mark_alone, with_comment_mark, with_xmp_mark
 from .metadata import Notes, exif_for, jpeg_comment, png_chunks, with_jpeg_xmp
 from .origin import with_origin
-from .pixels import to_levels
+from .pixels import to_image, to_levels
 from .reading import Picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
 _LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535, "AVIF": 65536}  # px, of the formats themselves
@@ -142,7 +142,8 @@ def _encode(picture: Picture, kind: str) -> bytes:
     icc = picture.icc if gray == picture.gray else None
     if picture.bits == 16 and kind == "PNG":
         return _encode_png16(picture, gray, icc)
-    image = _to_image(picture.frames[0], None if picture.alpha is None else picture.alpha[0], gray and kind != "WEBP")
+    frame = picture.frames[0][:1] if gray and kind != "WEBP" else picture.frames[0]
+    image = to_image(frame, None if picture.alpha is None else picture.alpha[0])
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
     data = buffer.getvalue()
@@ -182,7 +183,7 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
     if kind == "JPEG":
         raise BadOption("JPEG holds one frame; choose the format same, png or webp for an animation.")
     alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
-    images = [_to_image(frame, alpha, gray=False) for frame, alpha in zip(picture.frames, alphas)]
+    images = [to_image(frame, alpha) for frame, alpha in zip(picture.frames, alphas)]
     buffer = io.BytesIO()
     durations = _standing(picture) or 100
     extra: dict[str, Any] = {"icc_profile": picture.icc} if picture.icc else {}
@@ -222,14 +223,6 @@ def _standing(picture: Picture) -> list[int]:
 def _spread(frames: Tensor) -> Tensor:
     """The largest difference between the channels of a pixel, looked for a strip at a time."""
     return torch.stack([(rows.amax(1) - rows.amin(1)).amax() for rows in frames.split(256, dim=2)]).amax()
-
-
-def _to_image(frame: Tensor, alpha: Tensor | None, gray: bool) -> Image:
-    from PIL import Image
-
-    channels = frame[:1] if gray else frame
-    array = to_levels(channels, alpha=alpha)
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def _encode_png16(picture: Picture, gray: bool, icc: bytes | None) -> bytes:
