@@ -9,13 +9,17 @@ VPYTHON := $(VENV)/bin/python
 FLOOR := .venv-floor/bin/python
 endif
 
-.PHONY: demo test test-floor test-comfy mutate fuzz audit lint setup setup-dev clean
+.PHONY: demo test test-all test-floor test-comfy mutate fuzz audit lint setup setup-dev clean
 
 demo: setup
 	$(VPYTHON) -m idcodeformer demo
 
 test: setup-dev
 	$(VPYTHON) -m pytest $(ARGS)
+
+# With the slow ones: archives through Ray, signals at random moments, networks of the published size.
+test-all: setup-dev
+	$(VPYTHON) -m pytest -m "slow or not slow" $(ARGS)
 
 fuzz: setup-dev
 	$(VPYTHON) -m tests.fuzz.harness $(ARGS)
@@ -28,7 +32,7 @@ audit: setup-dev
 # The oldest releases that requirements.txt allows, in an environment of their own (Python 3.10 or 3.11).
 test-floor:
 	@$(PYTHON) tools/environment.py --venv .venv-floor --requirements tests/floor.txt
-	$(FLOOR) -m pytest -m "not slow" --ignore tests/test_evaluate.py $(ARGS)
+	$(FLOOR) -m pytest --ignore tests/test_evaluate.py $(ARGS)
 
 # In a real ComfyUI: COMFYUI_DIR=/path/to/ComfyUI
 test-comfy: setup-dev

@@ -2,10 +2,10 @@
 
     python install.py [--dry-run] [--without-insightface]
 
-It never replaces or removes a package: everything installed is pinned while pip plans, what would come beside a package
-of the same purpose (a second OpenCV, a second ONNX Runtime) is left out, and torch is the host's business. insightface
-(optional, the SCRFD detector) comes with exactly one ONNX Runtime: the GPU build only where CUDA is. Weights are never
-downloaded here; small ones are part of the pack. Importing this file does nothing.
+It never replaces or removes a package that works: everything installed is pinned while pip plans, what would come
+beside a package of the same purpose (a second OpenCV, a second ONNX Runtime) is left out, and torch is the host's
+business. insightface (optional, the SCRFD detector) comes with exactly one ONNX Runtime: the GPU build only where CUDA
+is. Weights are never downloaded here; small ones are part of the pack. Importing this file does nothing.
 """
 from __future__ import annotations
 
@@ -158,6 +158,34 @@ def add(wanted: list[str], present: dict[str, str], dry_run: bool) -> None:
     importlib.invalidate_caches()
 
 
+def imports(module: str) -> bool:
+    """Whether a Python like this one can import ``module``."""
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def mend_opencv(dry_run: bool) -> None:
+    """Write the window-less cv2 over one that cannot be imported because this Linux has no GL library.
+
+    Both builds share one folder, and who installs requirements.txt line by line (ComfyUI-Manager before it runs this
+    file; pip for facexlib) puts the windowed one over a window-less one.
+    """
+    present = installed()
+    windowed = [name for name in ("opencv-python", "opencv-contrib-python") if name in present]
+    if not windowed or not has("cv2") or choose_opencv(platform.system()) == "opencv-python" or imports("cv2"):
+        return
+    headless = next((n for n in ("opencv-contrib-python-headless", "opencv-python-headless") if n in present), None)
+    name = headless or f"{windowed[0]}-headless"
+    wanted = f"{name}=={present[headless or windowed[0]]}"
+    how = "would write" if dry_run else "writing"
+    say(f"cv2 of {windowed[0]} needs libGL, which is not here; {how} {wanted} over it")
+    if dry_run:
+        return
+    run = pip("install", "--quiet", "--no-deps", "--force-reinstall", wanted)
+    if run.returncode != 0 or not imports("cv2"):
+        reason = last_line(run.stderr) if run.returncode else "it still cannot be imported"
+        raise InstallError(f"cv2 does not work ({reason}); add libGL, on Debian: apt install libgl1")
+
+
 def under_webui() -> bool:
     """The WebUIs run this file at every start, with their own folder on the path (SD.Next has installer.py there)."""
     return has("launch") and (has("modules.launch_utils") or has("installer"))
@@ -182,6 +210,7 @@ def install(dry_run: bool, with_insightface: bool) -> int:
             add(missing, present, dry_run)
         else:
             say("everything needed is there.")
+        mend_opencv(dry_run)
     except InstallError as error:
         say(str(error))
         return 1

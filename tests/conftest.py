@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,15 @@ def tiny_recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = ((2, 16, 1, 2), (2, 16, 1, 2), (2, 16, 1, 2))
     network = MobileFaceNet(MobileFaceNetConfig(stages=stages, stem=16, head=32, embedding_dim=16))
     return save(network, tmp_path_factory.mktemp("weights") / "tiny_recogniser.safetensors")
+
+
+@pytest.fixture
+def _answered() -> Iterator[None]:
+    """A signal that is ignored where the tests run (nohup, a shell's background) would be by their children too."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

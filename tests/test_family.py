@@ -24,6 +24,7 @@ from idcodeformer.guidance.optimise import GuidanceOptions, guide
 from idcodeformer.identity.known import known_people
 from idcodeformer.identity.people import People, Person, save_people
 from idcodeformer.identity.recogniser import IdentityRecogniser, load_recogniser
+from idcodeformer.networks.codeformer import CodeState
 from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer, load_restorer
 from idcodeformer.restoration.tone import match_tone
@@ -250,6 +251,41 @@ def test_likeness_that_falls_with_w_still_gives_the_lowest_eighth(restorer, eye,
     options = RestoreOptions(identity_target=0.9)
     found = lowest_fidelity(restorer, pixels[:1], torch.tensor([[1.0, 0.0]]), Likes(), options)
     assert float(found.w[0]) == pytest.approx(0.203125) and shown[:3] == [0, 0.125, 0.25] and len(shown) == 6
+
+
+def test_each_face_of_several_batches_gets_its_own_fidelity(restorer, eye, monkeypatch) -> None:
+    """Five faces, told apart by their green, that each need another w; two go together."""
+    needs, crops = torch.tensor([0.0, 0.4, 2.0, 0.7, 1.0]), torch.zeros(5, 3, 64, 64)
+    crops[:, 1] = torch.arange(5).view(-1, 1, 1) / 10
+    batches: list[int] = []
+
+    def encode(pixels):
+        batches.append(len(pixels))
+        part = pixels[:, 1, :1, :1]
+        return CodeState(part, part, part, {32: part})
+
+    def decode(state, w, options=None):
+        assert torch.equal(state.logits, state.features[32]) and torch.equal(state.quant, state.lq_feat)
+        red = w.view(-1, 1, 1).expand(-1, 64, 64)
+        return torch.stack([red, state.logits.expand(-1, 64, 64), torch.zeros_like(red)], 1)
+
+    def likes(faces):
+        who = (faces[:, 1, 0, 0] * 10).round().long()
+        w = faces[:, 0, 0, 0]
+        likeness = torch.where(w >= needs[who], 0.95 + w / 100, w / 5)
+        return Embeddings(F.one_hot(who, 5) * likeness[:, None], "likes")
+
+    monkeypatch.setattr(restorer, "encode", encode)
+    monkeypatch.setattr(restorer, "decode", decode)
+    monkeypatch.setattr(fidelity, "match_tone", lambda faces, pixels, options: faces + 0 * pixels)
+    steps: list[tuple[int, int]] = []
+    options = RestoreOptions(identity_target=0.9, batch_size=2)
+    found = lowest_fidelity(restorer, crops, torch.eye(5), likes, options, lambda *at: steps.append(at[:2]))
+    assert batches == [2, 2, 1] and steps == [(2, 5), (4, 5), (5, 5)]
+    assert found.w.tolist() == [0, 26 / 64, 1, 45 / 64, 1] and found.reached == (True, True, False, True, True)
+    assert torch.equal(found.pixels[:, 0, 0, 0], found.w) and torch.allclose(found.pixels[:, 1], crops[:, 1])
+    assert found.likeness == pytest.approx((0.95, 0.95 + 26 / 6400, 0.2, 0.95 + 45 / 6400, 0.96))
+    assert found.notes(0.9)[1:4] == ("", "identity target 0.9 not reached: 0.20 at w 1", "")
 
 
 # ---------------------------------------------------------------- who guides by default

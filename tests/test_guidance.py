@@ -156,6 +156,7 @@ def test_strangers_are_refused_before_a_step(restorer, recogniser, pixels, perso
 
 def test_the_gate_names_the_level_of_strangers() -> None:
     assert refusal(0.31, "mini_recogniser") == "" and least_likeness("mini_recogniser") == 0.30
+    assert refusal(0.18, "mobileface_v2") == "" and refusal(0.17, "mobileface_v2")
     assert "0.12, strangers reach 0.30" in refusal(0.12, "mini_recogniser")
     assert refusal(float("nan"), "mini_recogniser")
 

@@ -232,3 +232,47 @@ def test_the_host_for_tests_is_found_with_its_own_python(
     assert tool.host_python(host) == host / "made"
     monkeypatch.setenv("COMFYUI_PYTHON", "/mine/python")
     assert tool.host_python(host) == Path("/mine/python")
+
+
+@pytest.mark.parametrize(
+    ("present", "works", "written"),
+    [
+        ({"opencv-python": "5.0", "opencv-python-headless": "4.13"}, False, "opencv-python-headless==4.13"),
+        ({"opencv-python": "5.0"}, False, "opencv-python-headless==5.0"),
+        ({"opencv-contrib-python": "4.9"}, False, "opencv-contrib-python-headless==4.9"),
+        ({"opencv-python": "5.0", "opencv-python-headless": "5.0"}, True, None),
+        ({"opencv-python-headless": "5.0"}, False, None),
+    ],
+)
+def test_a_cv2_without_its_gl_library_is_mended(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, present: dict, works: bool, written: str | None
+) -> None:
+    state, calls = {"works": works}, []
+
+    def pip(*arguments: str) -> subprocess.CompletedProcess:
+        calls.append(arguments)
+        state["works"] = True
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(installer, "pip", pip)
+    monkeypatch.setattr(installer, "has", lambda module: True)
+    monkeypatch.setattr(installer, "installed", lambda: {"onnxruntime": "1.32", **present})
+    monkeypatch.setattr(installer, "choose_opencv", lambda system: "opencv-python-headless")  # no libGL here
+    monkeypatch.setattr(installer, "imports", lambda module: state["works"])
+    assert installer.install(dry_run=True, with_insightface=False) == 0 and not calls
+    assert installer.install(dry_run=False, with_insightface=False) == 0
+    assert [call[-1] for call in calls] == ([written] if written else [])
+    if written:
+        assert {"--force-reinstall", "--no-deps"} <= set(calls[0])
+
+
+def test_a_cv2_that_cannot_be_mended_is_told(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(installer, "pip", lambda *a: subprocess.CompletedProcess(a, 1, "", "ERROR: no such file"))
+    monkeypatch.setattr(installer, "has", lambda module: True)
+    monkeypatch.setattr(installer, "installed", lambda: {"opencv-python": "5.0"})
+    monkeypatch.setattr(installer, "choose_opencv", lambda system: "opencv-python-headless")
+    monkeypatch.setattr(installer, "imports", lambda module: False)
+    assert installer.install(dry_run=False, with_insightface=False) == 1
+    assert "apt install libgl1" in capsys.readouterr().out

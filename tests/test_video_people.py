@@ -264,8 +264,8 @@ def test_the_command_line_names_people_in_clips_and_refuses_what_does_not_go(tmp
 def test_a_guided_clip_says_so_in_its_comment(tmp_path: Path) -> None:
     import av
 
-    from idcodeformer.video.job import _mark
     from idcodeformer.video.reading import Clip
+    from idcodeformer.video.telling import mark
     from idcodeformer.video.writing import Encoding, SegmentWriter, join
 
     make_clip(tmp_path / "clip.mp4", 4)
@@ -275,11 +275,11 @@ def test_a_guided_clip_says_so_in_its_comment(tmp_path: Path) -> None:
         writer.write(frame.pixels, frame.pts, frame.duration)
     writer.close()
     guided = {"state": {"lines": [{"guided_by": "eye"}, {"guided_by": ""}, {}]}}
-    join(tmp_path, tmp_path / "out.mp4", source.info, "mp4", comment=_mark([guided], "model"))
+    join(tmp_path, tmp_path / "out.mp4", source.info, "mp4", comment=mark([guided], "model"))
     with av.open(str(tmp_path / "out.mp4")) as opened:
         assert "guidance: faces guided by photos of a person; model model, guide eye" in opened.metadata["comment"]
         assert opened.metadata["title"] == "A clip"
-    assert _mark([{"state": {"lines": [{"guided_by": ""}]}}], "model") == ""
+    assert mark([{"state": {"lines": [{"guided_by": ""}]}}], "model") == ""
 
 
 def test_other_people_are_other_work(tmp_path: Path, plain) -> None:

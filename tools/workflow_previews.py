@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from idcodeformer import DetectOptions, FacePipeline, RestoreOptions, load_detector, load_recogniser, load_restorer
+from idcodeformer import (
+    DetectOptions,
+    FacePipeline,
+    RestoreOptions,
+    load_detector,
+    load_parser,
+    load_recogniser,
+    load_restorer,
+)  # fmt: skip
 from idcodeformer.guidance.optimise import GuidanceOptions
 from idcodeformer.identity.people import People, person_of
 
@@ -43,7 +51,8 @@ class Pack:
     """The pipeline with the built-in models, asked with the settings of a Restore Faces node."""
 
     def __init__(self) -> None:
-        self.pipeline = FacePipeline(load_restorer("mini_id_codeformer"), load_detector(), load_recogniser())
+        restorer = load_restorer("mini_id_codeformer")
+        self.pipeline = FacePipeline(restorer, load_detector(), load_recogniser(), load_parser())
 
     def restore(self, frames: torch.Tensor, inputs: dict[str, Any]) -> Any:
         return self.pipeline(frames, RestoreOptions(w=inputs["fidelity"], min_identity=inputs["min_identity"]))

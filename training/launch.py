@@ -22,7 +22,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     variables, SLURM's, or MASTER_ADDR, MASTER_PORT and NODE_RANK.
     """
     many, sparse = config.devices * config.nodes > 1, config.fidelity.code_only_every > 0
-    # only steps without image losses leave parameters out; elsewhere the search for them would be in vain
+    # only steps without image losses leave parameters out; elsewhere looking for them only costs time
     strategy: Any = DDPStrategy(find_unused_parameters=sparse, broadcast_buffers=False) if many else "auto"
     try:
         return Fabric(

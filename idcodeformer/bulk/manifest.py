@@ -93,8 +93,8 @@ def _over_columns(table: pyarrow.Table) -> pyarrow.Schema:
     """The types that the columns of a piece ought to have; a column of another version stays as it is."""
     import pyarrow
 
-    ours = schema()
-    return pyarrow.schema([ours.field(f.name) if f.name in ours.names else f for f in table.schema])
+    known = schema()
+    return pyarrow.schema([known.field(f.name) if f.name in known.names else f for f in table.schema])
 
 
 def done(place: Place, part: tuple[int, int] = (1, 1)) -> np.ndarray:

@@ -125,10 +125,10 @@ def _prepared(settings: BulkSettings, place: Place, write: bool = True) -> tuple
 
 def _clear(place: Place, part: tuple[int, int]) -> None:
     """Remove plans and notes of this part's runs, this one or a killed one."""
-    mine = {f"{WORK}/{kind}-{part[0]}-{part[1]}-" for kind in ("plan", "attempts")}
+    starts = {f"{WORK}/{kind}-{part[0]}-{part[1]}-" for kind in ("plan", "attempts")}
     folders = {name.rpartition("/")[0] for name in place.names(WORK)}
     for folder in sorted(folders):
-        if any(folder.startswith(start) for start in mine):
+        if any(folder.startswith(start) for start in starts):
             place.remove_folder(folder)
 
 

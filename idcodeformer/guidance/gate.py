@@ -2,13 +2,13 @@
 
 The gate compares the restored, unguided face with the reference. Measured on 145 people of LFW set 8, 128 px, restored
 by ``mini_id_codeformer`` from x2 to x16: the level that one stranger in twenty reaches hardly depends on that: 0.29 to
-0.32 for ``mini_recogniser``, 0.25 to 0.29 for MobileFaceNet192. What falls is the share of right people above it:
-table in docs/guidance.md.
+0.32 for ``mini_recogniser``, 0.25 to 0.29 for MobileFaceNet192, 0.173 and 0.178 at x4 and x8 for ``mobileface_v2``.
+What falls is the share of right people above it: table in docs/guidance.md.
 """
 from __future__ import annotations
 
 # Cosine of restored face and reference that at most one stranger in twenty reaches, by recogniser.
-STRANGERS = {"mini_recogniser": 0.30, "mobilefacenet_112_192d": 0.26}
+STRANGERS = {"mini_recogniser": 0.30, "mobileface_v2": 0.175, "mobilefacenet_112_192d": 0.26}
 _STRANGERS = 0.28  # a recogniser that was not measured; published ArcFace networks keep strangers further apart
 
 

@@ -11,15 +11,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..batch.outcome import COMPARE, CROPPED, FINAL, GUIDED_KEY, Outcome
+from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
 from ..errors import BadClip, BadImage, BadOption, IDCodeFormerError
@@ -37,7 +36,9 @@ from .pipeline import RestoredFrame, VideoPipeline
 from .queues import Behind
 from .reading import Clip, Frame
 from .sequence import FrameFolder
+from .telling import mark, track_lines
 from .tracks import WIDTH, Track
+from .workplace import workplace, write_copy
 from .writing import COPIED, Encoding, SegmentWriter, finished, join
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ _SEGMENT = 4.0  # seconds; what a killed run loses at most, and the distance of 
 _KEPT_EVERY = 5.0  # seconds of work after which the first pass is written down
 _WARM_UP = 0.4  # seconds before a segment from which a resumed run restores again, so that no seam shows
 _WRITE_BEHIND = 3  # frames
-_OF_TRACK = ("w", "guidance", "guided_by", "id_sim_before", "id_sim_after", "judged_by")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class VideoJob:
             outcome.status, outcome.output = "kept", str(file)
             return
         encoding = Encoding(codec, self.clips.crf, codecs.pixel_format(codec, info, size), size)
-        with _workplace(file, self._key(path, encoding)) as folder:
+        with workplace(file, self._key(path, encoding)) as folder:
             analysis = self._analysed(source, folder, progress)
             tracks, people = self._planned(source, analysis)
             if any(track.kept for track in tracks) or self._changes():
@@ -234,7 +234,7 @@ class VideoJob:
             sheet = self._file(COMPARE, target, file.suffix)
             make_folder(sheet.parent)
             join(folder / COMPARE, sheet, source.info, muxer, True, self.clips.span)
-        comment = _mark(finished(folder), self.model)
+        comment = mark(finished(folder), self.model)
         return join(folder, file, source.info, muxer, self.settings.overwrite, self.clips.span, None, comment)
 
     def _portraits(self, source: Source, analysis: Analysis, tracks: list[Track], target: Path) -> None:
@@ -251,12 +251,7 @@ class VideoJob:
         outcome.output, outcome.frames = str(file), analysis.frames
         lines = [line for segment in finished(folder) for line in segment["state"].get("lines", [])]
         outcome.faces = [line | {"time": round(float(analysis.pts[line["frame"]] * base), 4)} for line in lines]
-        outcome.tracks = [
-            {"track": t.number, "person": t.person, "first": t.start, "last": t.stop - 1, "score": round(t.score, 4),
-             "filled": int((t.scores == 0).sum()), "kept": bool(t.kept), "reason": t.reason, "name": t.name,
-             "likeness": None if t.likeness is None else round(t.likeness, 4)} | _told(t, lines)
-            for t in tracks
-        ]  # fmt: skip
+        outcome.tracks = track_lines(tracks, lines)
         outcome.status = "restored" if any(t.kept for t in tracks) else "left as it was" if tracks else "no face"
         if analysis.broken:
             outcome.error = f"{source.info.path} {analysis.broken}; the {analysis.frames} frames before are in {file}."
@@ -328,22 +323,6 @@ class _Writer:
             writer.drop()
 
 
-def _told(track: Track, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was done with a track as a whole, as the line of any of its frames says."""
-    line = next((line for line in lines if line["track"] == track.number and "w" in line), {})
-    return {name: line[name] for name in _OF_TRACK if name in line}
-
-
-def _mark(segments: list[dict[str, Any]], model: str) -> str:
-    """What a clip says of itself where photos of a person guided one of its faces, as PNG files do."""
-    from .. import __version__
-
-    lines = (line for segment in segments for line in segment["state"].get("lines", []))
-    guides = sorted({line["guided_by"] for line in lines if line.get("guided_by")})
-    told = f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {', '.join(guides)}, "
-    return f"{GUIDED_KEY}: {told}idcodeformer {__version__}" if guides else ""
-
-
 def _beside(source: Frame, result: np.ndarray) -> np.ndarray:
     """[H,2W,3]: the frame before, enlarged to the size of the result, and the result."""
     import cv2
@@ -366,37 +345,6 @@ def _copied(path: Path) -> list[Any]:
     with pyav().open(str(path)) as container:
         return [codecs.Named(stream.type, codecs.stream_codec(stream)) for stream in container.streams
                 if stream.type in COPIED]  # fmt: skip
-
-
-def write_copy(source: Path, file: Path, overwrite: bool) -> None:
-    """A copy of ``source`` that appears whole or not at all."""
-    if file.exists() and not overwrite:
-        raise BadImage(f"{file} exists already; add --overwrite, or another output.")
-    temporary = file.with_name(f".{file.stem[:40]}.{hashlib.sha256(str(source).encode()).hexdigest()[:12]}.partial")
-    try:
-        shutil.copyfile(source, temporary)
-        temporary.replace(file)
-    except OSError as error:
-        raise BadImage(f"{file} cannot be written ({error.strerror}); free space or name another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _workplace(file: Path, key: str) -> Iterator[Path]:
-    """The folder of one piece of work, held against other runs; the system lets go of it when a run ends, however."""
-    folder = file.with_name(f".{file.stem[:40]}.{key}.parts")
-    make_folder(folder)
-    with (folder / "lock").open("ab") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError as error:
-            raise BadClip(f"{file} is being made by another run; wait for it, or end it.") from error
-        yield folder
 
 
 def _silent(done: int, total: int, what: str) -> None:

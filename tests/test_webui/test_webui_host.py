@@ -22,6 +22,7 @@ FLAGS = (
     "--skip-prepare-environment --skip-install --skip-torch-cuda-test --skip-version-check --use-cpu all --no-half "
     "--ui-debug-mode --api"
 )
+_STARTED = "Startup time"  # ends the log of every host
 GROUP, PORTRAIT = (ROOT / "idcodeformer" / "assets" / name for name in ("group.jpg", "portrait.jpg"))
 
 
@@ -47,16 +48,20 @@ class Host:
         command += ["--data-dir", str(self.data), "--port", str(port)]
         log = open(self.data / "host.log", "w")  # noqa: SIM115 - the host writes to it until it ends
         self.process = subprocess.Popen(command, cwd=os.environ["WEBUI_DIR"], stdout=log, stderr=subprocess.STDOUT)
-        for _ in range(240):
+        for _ in range(600):
             if self.process.poll() is not None:
                 break
-            try:
-                if self.ask("/id-codeformer/v1/models")[0] == 200:  # the page answers before the routes are there
-                    return
-            except (OSError, ValueError):
-                pass
+            # A request that comes before the host has its routes makes A1111 fail ("Cannot add middleware").
+            if _STARTED in (self.data / "host.log").read_text(errors="replace") and self._answers():
+                return
             time.sleep(1)
         raise AssertionError((self.data / "host.log").read_text()[-3000:])
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("/id-codeformer/v1/models")[0] == 200
+        except (OSError, ValueError):
+            return False
 
     def stop(self) -> None:
         self.process.terminate()

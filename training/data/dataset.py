@@ -27,7 +27,7 @@ __all__ = [
     "make_loader", "read_image", "to_unit",
 ]  # fmt: skip
 
-SHARDS_MIXED = 8  # shards between which samples are shuffled; the rest of the disk is left in peace meanwhile
+SHARDS_MIXED = 8  # shards between which samples are shuffled, so that few files are read at a time
 
 
 class PairDataset(Dataset):

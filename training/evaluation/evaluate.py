@@ -57,7 +57,7 @@ def _add_judges(p: Any) -> None:
 
 def _add_guidance(p: Any) -> None:
     p.add_argument("--guide-steps", nargs="+", type=int, default=[], metavar="N", help="also guided, e.g. 15 40")
-    p.add_argument("--guide-by", default="mini_recogniser", metavar="FILE", help="recogniser that guides")
+    p.add_argument("--guide-by", default="mobileface_v2", metavar="FILE", help="recogniser that guides")
     p.add_argument("--references", nargs="+", type=int, default=[1], metavar="N", help="photos that guide, e.g. 1 3 6; "
                    "people with fewer others are left out")  # fmt: skip
     p.add_argument("--force-guide", action="store_true", help="without the gate that refuses strangers")
