@@ -46,7 +46,7 @@ def score(models: Models, request: ScoreRequest) -> dict[str, Any]:
     choice = _choice(request)
     with host.job(job.NAME):
         try:
-            person = models.person(choice, photos)
+            (person,) = models.person(choice, photos) or (None,)
             faces = core.faces_of(models.part("detector", choice.detector), picture)
             recogniser = models.part("recogniser", choice.recogniser)
             identities = core.similarities(recogniser, picture, faces, person)

@@ -87,9 +87,10 @@ class Wishes:
 
 
 def restore(
-    pipeline: FacePipeline, picture: Tensor, wishes: Wishes, person: Embeddings | None, progress: Progress
+    pipeline: FacePipeline, picture: Tensor, wishes: Wishes, person: Sequence[Embeddings] | None, progress: Progress
 ) -> Restoration:
-    """One picture [3,H,W] in [0,1] through the pipeline; ``person`` is the mean of the reference photos' embeddings.
+    """One picture [3,H,W] in [0,1] through the pipeline; ``person`` is the mean of the reference photos' embeddings, by
+    each recogniser of the pipeline.
 
     The only place where pictures are restored, for the restorer, the Extras entry and the API alike.
     """

@@ -66,6 +66,13 @@ def choices(kind: str) -> list[str]:
     return [*first, *KINDS[kind].built_in, *found, *([NONE] if kind == "recogniser" else [])]
 
 
+def second_recogniser(first: str) -> str | None:
+    """The recogniser that guides where ``first`` scores: one that a user has put there before a built-in one."""
+    built_in = KINDS["recogniser"].built_in
+    others = [name for name in choices("recogniser") if name not in (first, NONE)]
+    return min(others, key=lambda name: name in built_in, default=None)
+
+
 def _files(folder: Path, spec: Kind) -> list[str]:
     names = []
     for parent, _, files in os.walk(folder, followlinks=True):

@@ -81,8 +81,9 @@ def run(models: Models, choice: Choice, picture: Tensor, wishes: Wishes, photos:
     from . import core
 
     try:
-        pipeline = models.pipeline(choice)
-        person = models.person(choice, photos)
+        guiding = wishes.guidance_steps > 0 and bool(photos)
+        pipeline = models.pipeline(choice, guiding)
+        person = models.person(choice, photos, guiding)
         result = core.restore(pipeline, picture, wishes, person, _progress)
         return Outcome(result.images[0], _for_this_host(result.report), models.name_of("restorer"), wishes)
     finally:

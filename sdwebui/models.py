@@ -37,10 +37,14 @@ class Models:
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
-        self._person: tuple[tuple, Embeddings] | None = None
+        self._person: tuple[tuple, list[Embeddings]] | None = None
 
-    def pipeline(self, choice: Choice) -> FacePipeline:
-        """All parts on the host's device. Raises MissingWeights and the core's other sentences."""
+    def pipeline(self, choice: Choice, guiding: bool = False) -> FacePipeline:
+        """All parts on the host's device. Raises MissingWeights and the core's other sentences.
+
+        Where faces are to be guided another recogniser than the chosen one does it, so that the chosen one's scores are
+        not the guide's own.
+        """
         from . import core
 
         restorer = self.part("restorer", choice.restorer)
@@ -50,7 +54,12 @@ class Models:
             self.part("detector", choice.detector),
             None if choice.recogniser == files.NONE else self.part("recogniser", choice.recogniser),
             self._get("parser", files.parser_file()),
+            self._guide(choice) if guiding and choice.recogniser != files.NONE else None,
         )
+
+    def _guide(self, choice: Choice) -> Any:
+        other = files.second_recogniser(choice.recogniser)
+        return None if other is None else self._get("guide", files.locate("recogniser", other))
 
     def part(self, kind: str, name: str) -> Any:
         """One network by its name in the list, on the host's device."""
@@ -60,18 +69,23 @@ class Models:
         """What the network of that kind was read from: the file's name without its ending."""
         return self._held[kind].stamp[0].stem
 
-    def person(self, choice: Choice, photos: list) -> Embeddings | None:
-        """The mean embedding of reference photos ([3,H,W] each), kept for the next picture of a batch."""
+    def person(self, choice: Choice, photos: list, guiding: bool = False) -> list[Embeddings] | None:
+        """The mean embedding of reference photos ([3,H,W] each) by the chosen recogniser and, where faces are to be
+        guided, by the one that guides; kept for the next picture of a batch."""
         from . import core
 
         if not photos:
             return None
         if choice.recogniser == files.NONE:
             raise core.BadOption("Reference photos need a recogniser; choose another than 'none'.")
-        recogniser, detector = self.part("recogniser", choice.recogniser), self.part("detector", choice.detector)
-        key = (self._held["recogniser"].stamp, self._held["detector"].stamp, *(_print_of(photo) for photo in photos))
+        detector, known = self.part("detector", choice.detector), [self.part("recogniser", choice.recogniser)]
+        stamps = [self._held["detector"].stamp, self._held["recogniser"].stamp]
+        if guiding and (guide := self._guide(choice)) is not None:
+            known.append(guide)
+            stamps.append(self._held["guide"].stamp)
+        key = (*stamps, *(_print_of(photo) for photo in photos))
         if self._person is None or self._person[0] != key:
-            self._person = (key, core.embed_person(photos, detector, recogniser))
+            self._person = (key, [core.embed_person(photos, detector, one) for one in known])
         return self._person[1]
 
     def rest(self) -> None:
@@ -112,7 +126,7 @@ class Models:
         part = core.moved(held.part, device, precision) if held is not None and held.stamp == stamp else None
         held = None
         if part is None:
-            part = core.load(kind, file, device, precision)
+            part = core.load("recogniser" if kind == "guide" else kind, file, device, precision)
         self._held[kind] = _Held(stamp, part, device)
         return part
 

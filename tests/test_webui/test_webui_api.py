@@ -50,7 +50,7 @@ def test_guidance_is_told_of_each_face(door: Door, portrait: np.ndarray) -> None
     given = {"reference": [encoded(portrait)], "fidelity": 0.3}
     (plain,) = work.restore(models, asked(encoded(portrait), **given))["faces"]
     (guided,) = work.restore(models, asked(encoded(portrait), **given, guidance_steps=3))["faces"]
-    assert plain["guidance"] == "" and guided["guidance"].startswith("guided by mini_recogniser, ")
+    assert plain["guidance"] == "" and guided["guidance"].startswith("guided by mobileface_v2, ")
     assert guided["reference_after"] > plain["reference_after"] + 0.01
     with pytest.raises(door.sub("core").BadOption, match="Guidance needs a reference photo"):
         work.restore(models, asked(encoded(portrait), guidance_steps=3))

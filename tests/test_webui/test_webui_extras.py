@@ -65,7 +65,7 @@ def test_guidance_towards_the_photo_stands_in_the_infotext(door: Door, image: Im
     plain = run(door, image, **given).info
     info = run(door, image, **given, guidance_steps=3.0, guidance_strength=0.9).info  # sliders give floats
     assert (info["ID-CodeFormer guidance steps"], info["ID-CodeFormer guidance strength"]) == ("3", "0.9")
-    assert info["ID-CodeFormer guidance"].startswith("guided by mini_recogniser, ")
+    assert info["ID-CodeFormer guidance"].startswith("guided by mobileface_v2, ")
     likeness = "ID-CodeFormer like the reference"
     assert float(info[likeness].split(">")[1]) >= float(plain[likeness].split(">")[1]) + 0.01
     assert not [key for key in plain if "guidance" in key]

@@ -77,7 +77,7 @@ def test_all_settings_reach_the_core(door: Door, portrait: np.ndarray, monkeypat
     options = seen["wishes"].restore_options()
     assert (options.w, options.strength, options.min_identity, options.gray) == (0.25, 0.5, 0.4, "force")
     assert (options.large_faces, options.grain, options.colour) == ("keep", "off", "adain")
-    assert len(seen["person"]) == 1
+    assert [each.recogniser for each in seen["person"]] == ["mini_recogniser", "mobileface_v2"]
     guidance = seen["wishes"].guidance()
     assert (guidance.steps, guidance.strength) == (9, 0.6)
     door.settings(guidance_steps=9, reference="")
