@@ -14,6 +14,7 @@ from idcodeformer.batch import Outcome, RestoreJob, RestoreSettings
 from idcodeformer.files.reading import Picture
 from idcodeformer.files.writing import write
 from idcodeformer.runtime.allocator import keep_pages
+from idcodeformer.types import RestoreOptions
 
 from .common import arguments, finish, set_threads, table
 from .scenes import portrait
@@ -56,12 +57,13 @@ class Clock:
         self.seconds += time.perf_counter() - start
 
     def done(self, outcome: Outcome) -> None:
-        assert outcome.status == "restored", outcome.error
+        if outcome.status != "restored":
+            raise SystemExit(f"{outcome.input}: {outcome.error or outcome.faces}")
         self.memory.append(resident())
 
 
 def measure(pairs: list[tuple[Path, Path]], out: Path, overlapped: bool) -> dict[str, float]:
-    job = RestoreJob(RestoreSettings(out=out)).load()
+    job = RestoreJob(RestoreSettings(RestoreOptions(large_faces="restore"), out=out)).load()
     clock, start, cpu = Clock(job), time.perf_counter(), time.process_time()
     if overlapped:
         job.attempt_all(pairs, clock.done)
