@@ -476,6 +476,22 @@ def test_ray_is_asked_for_by_name(settings: Callable[..., BulkSettings], monkeyp
         run_bulk(settings())
 
 
+def test_signals_stay_ours_beside_ray(settings: Callable[..., BulkSettings]) -> None:
+    """Ray's handler for SIGTERM aborts the process; ours unwinds, so that the work folders go."""
+    from idcodeformer.bulk.run import _cluster
+
+    def init(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    before = signal.signal(signal.SIGTERM, ours := lambda *_: None)
+    try:
+        with _cluster(ray, settings()):
+            assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # -- for real: Ray, processes that are killed, an S3 server -----------------------------------------------------------
 
 POISON = """

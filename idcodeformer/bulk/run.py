@@ -4,6 +4,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from .work import UNWRITTEN, Restorer, Writer, fetch
 
 HANDFUL = 16  # pictures that a worker takes at once
 _SMALL_STORE, _STORE_SHARE = 256 << 20, 0.2  # bytes, and the share of the free memory, of a local object store
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _MOST_TOLD = 1000  # failures that are kept to be told; the manifest has them all
 
 
@@ -139,6 +142,7 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
         yield
         return
     package = Path(__file__).resolve().parents[1]
+    before = {number: signal.getsignal(number) for number in _ENDING}
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if settings.address:
         ray.init(address=settings.address, runtime_env={"py_modules": [str(package)]}, **common)
@@ -147,6 +151,10 @@ def _cluster(ray: Any, settings: BulkSettings) -> Iterator[None]:
         where = {"PYTHONPATH": os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])}
         ray.init("local", num_cpus=workers_of(settings) + 1, include_dashboard=False, runtime_env={"env_vars": where},
                  object_store_memory=max(_SMALL_STORE, int(_STORE_SHARE * free)), **common)  # fmt: skip
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():  # Ray's own end the process by an abort, and nothing is cleared up
+            if handler is not None:
+                signal.signal(number, handler)
     try:
         yield
     finally:
