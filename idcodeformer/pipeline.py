@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .compositing.blend import paste
+from .compositing.grain import add_grain, surroundings
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
@@ -17,7 +18,7 @@ from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
 from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
-from .restoration.tone import match_tone
+from .restoration.tone import is_monochrome, match_tone
 from .runtime.validation import check_images
 from .types import (
     Crops,
@@ -134,9 +135,9 @@ class FacePipeline:
     ) -> tuple[Tensor, tuple[FaceReport, ...]]:
         """Aligned crops [N,3,H,W] in [0,1] of one size, each a picture of its own: no detection, no pasting.
 
-        Restored crops of the network's size, blended by ``strength`` (a skipped one is the input), and a line for each.
-        Crops larger than the network keep their size where ``options.large_faces`` leaves them or restores them under
-        their own detail. Arguments and errors as for a call.
+        Restored crops of the network's size, blended by ``strength`` (a skipped one is the input), and a line for each;
+        the input's grain is put back (``options.grain``). Crops larger than the network keep their size where
+        ``options.large_faces`` leaves them or restores them under their own detail. Arguments and errors as for a call.
         """
         options = options or RestoreOptions()
         if options.min_identity > 0:
@@ -157,6 +158,8 @@ class FacePipeline:
             line = face_line((number, 0), whole, number, scores, options)
             if line.status == "skipped":
                 out[number] = crops[number]
+            elif large is None:  # what keeps its own detail keeps its grain
+                _give_grain(out[number], crops[number], number, options)
             told = large.reason if large is not None and line.status == "restored" else line.reason or "aligned input"
             lines.append(replace(line, reason=told))
         return out if large is None else under_own_detail(pixels, crops, out), tuple(lines)
@@ -300,6 +303,13 @@ class FacePipeline:
         tables = [cosine(each, people.identities).tolist() for each in own]
         old, new = ([None if who is None else row[who] for row, who in zip(table, persons)] for table in tables)
         return replace(scores, before=old, after=new, judge=judge.name)
+
+
+def _give_grain(restored: Tensor, before: Tensor, number: int, options: RestoreOptions) -> None:
+    """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
+    if options.grain == "on" or options.grain == "auto" and bool(is_monochrome(before[None])):
+        whole = (0, 0, before.shape[-1], before.shape[-2])
+        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength)
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:

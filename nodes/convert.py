@@ -16,7 +16,7 @@ from . import host
 _PLACEHOLDER = (64, 64)  # Load Image hands out a black mask of this size where the file has no alpha
 
 
-_PIXELS_AT_ONCE = 1 << 24  # px of input or output that are worked on at a time: 18 frames of 720p, 8 of 1080p
+_PIXELS_AT_ONCE = 1 << 23  # px of input or output that are worked on at a time: 9 frames of 720p, 4 of 1080p
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ def before_and_after(before: Sequence[Tensor], after: Sequence[Tensor]) -> Image
     if not pairs:
         return None
     side = 2 * _THUMB if len(pairs) == 1 else _THUMB
-    columns = min(len(pairs), max(1, round(math.sqrt(len(pairs) / 2))))
+    columns = math.ceil(math.sqrt(len(pairs) / 2))
     rows = -(-len(pairs) // columns)
     gap = _GAP // 2
     picture = Image.new("RGB", (columns * (2 * side + gap) - gap, rows * (side + gap) - gap), PAPER)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
     from .managed import Part
 
+FEW = 4  # faces that are not shown one by one
 # Share of the bar each stage begins and ends at, by where the time goes on a CPU; a GPU is done before one looks.
 _STAGES = {"detecting": (0.0, 0.2), "restoring": (0.2, 0.8), "guiding": (0.8, 0.95), "pasting": (0.95, 1.0)}
 
@@ -37,7 +38,10 @@ class StagedProgress:
 
 
 class PreviewingRestorer:
-    """A restorer that shows each batch of faces as soon as it is done: input on the left, restored on the right."""
+    """A restorer that shows each batch of faces as soon as it is done: input on the left, restored on the right.
+
+    A few faces are not shown: Nodes 2.0 keeps the last picture, over that of all faces which the node shows at the end.
+    """
 
     def __init__(self, part: Part, progress: StagedProgress):
         self._part, self._progress = part, progress
@@ -59,12 +63,15 @@ class PreviewingRestorer:
 
         options = options or RestoreOptions()
         step = options.batch_size or faces_per_batch(self.restorer.config, self.device)
+        many = len(pixels) > FEW
         done: list[Tensor] = []
         for start in range(0, len(pixels), step):
             part = pixels[start : start + step]
-            self._progress(start, len(pixels), "restoring", torch.cat([part[0], part[0]], 2) if not done else None)
+            first = torch.cat([part[0], part[0]], 2) if many and not done else None
+            self._progress(start, len(pixels), "restoring", first)
             restorer = self._part.ready()  # its engine calls no forward, so no hook brings weights back
             restored = restorer(part, options, w=None if w is None else w[start : start + step])
             done.append(restored)
-            self._progress(start + len(part), len(pixels), "restoring", torch.cat([part[-1], restored[-1]], 2))
+            shown = torch.cat([part[-1], restored[-1]], 2) if many else None
+            self._progress(start + len(part), len(pixels), "restoring", shown)
         return torch.cat(done)

@@ -160,8 +160,9 @@ class RestoreFaces:
                 "large_faces": (
                     ["auto", "restore", "keep", "skip"],
                     {"default": "auto",
-                     "tooltip": "Faces larger than the network, which would soften them. auto leaves sharp ones as "
-                     "they are; skip leaves all; keep restores under the face's own detail; restore replaces them."},
+                     "tooltip": "Faces that the network would soften. auto leaves those as they are that are as sharp "
+                     "as it or sharper; skip leaves all larger ones; keep restores under the face's own detail; "
+                     "restore replaces them."},
                 ),
                 "grain": (
                     ["auto", "on", "off"],

@@ -66,6 +66,7 @@ def restore(
                 fidelities=None if fidelities is None or black else fidelities[start + a : start + b], **asked,
             )  # fmt: skip
             _take(done, image, start + a, result, options, limits, whole)
+            del result  # or its pictures would lie beside those of the next part
             if black:
                 done.masked += range(start + a, start + b)
                 done.found += 0 if found is None else sum(map(len, found[start + a : start + b]))

@@ -30,7 +30,7 @@ def answers(base: str) -> dict:
         mm.throw_exception_if_processing_interrupted()
         raised = "nothing"
     except mm.InterruptProcessingException as error:
-        raised = [base.__name__ for base in type(error).__mro__]
+        raised = type(error).__name__  # a BaseException since 0.29, an Exception before: our code takes it for neither
     mm.throw_exception_if_processing_interrupted()  # the button springs back
     bar = comfy.utils.ProgressBar(4)
     bar.update_absolute(9, 6, None)

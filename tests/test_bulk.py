@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from idcodeformer.batch import ModelChoice, RestoreSettings
+from idcodeformer.batch import ModelChoice, RestoreJob, RestoreSettings
 from idcodeformer.errors import BadImage, BadOption, BadTarget
 from idcodeformer.types import RestoreOptions
 
@@ -31,6 +31,7 @@ fsspec = pytest.importorskip("fsspec")
 pyarrow = pytest.importorskip("pyarrow")
 
 from idcodeformer.bulk import BulkSettings, manifest  # noqa: E402
+from idcodeformer.bulk import work as stage  # noqa: E402
 from idcodeformer.bulk.listing import Item, in_part, items, result_name  # noqa: E402
 from idcodeformer.bulk.places import Place, read_url  # noqa: E402
 from idcodeformer.bulk.plan import make_plan, read_shard  # noqa: E402
@@ -38,6 +39,25 @@ from idcodeformer.bulk.run import estimate, run_bulk  # noqa: E402
 from idcodeformer.bulk.work import Restorer, Writer, fetch  # noqa: E402
 
 HASHES = {"model_sha256": "m", "options_sha256": "o"}
+
+
+@pytest.fixture(scope="module")
+def _loaded() -> dict[str, RestoreJob]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _one_load(_loaded: dict[str, RestoreJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process share their networks, where they were asked for the same."""
+    real = stage._loaded
+
+    def loaded(asked: BulkSettings) -> RestoreJob:
+        key = f"{asked.restore.to_dict()} {asked.people!r}"
+        if key not in _loaded:
+            _loaded[key] = real(asked)
+        return _loaded[key]
+
+    monkeypatch.setattr(stage, "_loaded", loaded)
 
 
 @pytest.fixture
@@ -215,15 +235,13 @@ def test_the_command_line_gives_settings() -> None:
 
 
 def test_each_picture_is_what_a_pipeline_alone_makes_of_it(settings: Callable[..., BulkSettings]) -> None:
-    from idcodeformer.batch import RestoreJob
-
     asked = settings()
     done = {row["key"]: row for row in work(asked)}
     assert {key: row["status"] for key, row in done.items()} == {
         "a.jpg": "restored", "a.png": "restored", "deep/group.jpg": "restored", "deep/plain.png": "no face",
         "broken.jpg": "failed",
     }  # fmt: skip
-    job = RestoreJob(asked.restore).load()
+    job = stage._loaded(asked)
     for key, row in pictures(asked).items():
         if row["status"] == "failed":
             assert "broken.jpg" in row["reason"] and not row["output"]
@@ -272,8 +290,6 @@ def test_one_bad_picture_does_not_cost_its_group(
 def test_a_picture_that_ends_its_worker_is_tried_twice_and_set_aside(
     settings: Callable[..., BulkSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from idcodeformer.bulk import work as stage
-
     class Died(BaseException):
         pass
 

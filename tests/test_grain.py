@@ -50,7 +50,8 @@ def restored(image: Tensor, **options) -> Tensor:
     middle = torch.tensor([199.5, 215.0])
     points = ((torch.tensor(ffhq_template(512)) - 255.5) * 190 / 512 + middle).float()
     face = Face(torch.tensor([140.0, 150, 260, 280]), 0.9, points)
-    return FacePipeline(Smooth())([image], RestoreOptions(mask_shape="square", **options), faces=[(face,)]).images[0]
+    options = RestoreOptions(mask_shape="square", large_faces="restore", **options)
+    return FacePipeline(Smooth())([image], options, faces=[(face,)]).images[0]
 
 
 def fine(image: Tensor) -> Tensor:
@@ -114,3 +115,14 @@ def test_the_same_picture_gets_the_same_grain_and_each_face_its_own(clean: Tenso
     assert abs(float((one * other).mean())) < 0.02 and abs(float(one.std()) - 1) < 0.02
     for step in (1, 256):  # neighbours in a row and in a column know nothing of each other
         assert abs(float((one.flatten()[:-step] * one.flatten()[step:]).mean())) < 0.02
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("auto", 1.0), ("on", 0.5), ("off", 1.0)])
+def test_an_aligned_crop_gets_the_grain_it_had(clean: Tensor, mode: str, strength: float) -> None:
+    pipeline, options = FacePipeline(Smooth()), RestoreOptions(grain=mode, strength=strength)
+    crops = torch.stack([clean[:, 100:228, 150:278], (clean + grain("white", 10))[:, 100:228, 150:278].clamp(0, 1)])
+    out, _ = pipeline.restore_aligned(crops, options)
+    bare, _ = pipeline.restore_aligned(crops, RestoreOptions(grain="off", strength=strength))
+    assert torch.equal(out[0], bare[0])  # none is made up
+    added = float((out[1] - bare[1])[:, 8:-8, 8:-8].mean(0).std()) * 255
+    assert added == 0 if mode == "off" else 0.85 < added / (10 * strength) < 1.1

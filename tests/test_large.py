@@ -13,7 +13,7 @@ from idcodeformer.errors import BadOption
 from idcodeformer.files.reading import Picture, read
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.pipeline import FacePipeline
-from idcodeformer.restoration.large import SHARP, fine_detail, judge_large
+from idcodeformer.restoration.large import SHARP, detail_to_lose, fine_detail, judge_large
 from idcodeformer.types import Face, Restoration, RestoreOptions
 
 SIDE = 480  # px of a face in the pictures: 3.75 picture px per crop px of a 128-px network
@@ -86,10 +86,33 @@ def test_a_blurred_large_face_is_restored_unless_all_are_left(sharp: Tensor) -> 
     assert torch.equal(restored(image, "skip").images[0], image[0])
 
 
-def test_faces_of_the_networks_size_are_restored_whatever_is_asked(sharp: Tensor) -> None:
-    for mode in ("auto", "keep", "skip"):
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 1.2, 1.35, 1.5])
+def test_a_sharp_face_of_the_networks_size_stays_and_a_blurred_one_is_restored(sharp: Tensor, ratio: float) -> None:
+    side = round(128 * ratio)
+    image = resized(sharp, round(side * 600 / 360))
+    (line,) = restored(image, "auto", side=side).report
+    assert line.status == "skipped" and f"{side} px" in line.reason and "codeformer.pth" in line.reason
+    assert ("as sharp" in line.reason) == (ratio <= 1.25)
+    grain = torch.randn(image.shape, generator=torch.Generator().manual_seed(2)) / 255
+    for bad in (blurred(image, 4), (image + 30 * grain).clamp(0, 1)):
+        (line,) = restored(bad, "auto", side=side).report
+        assert (line.status, line.reason) == ("restored", "")
+    assert restored((image + 3 * grain).clamp(0, 1), "auto", side=side).report[0].status == "skipped"
+
+
+def test_noise_is_no_reason_to_replace_a_large_face(sharp: Tensor) -> None:
+    noise = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(2)) * 30 / 255
+    assert restored((sharp + noise).clamp(0, 1), "auto").report[0].status == "skipped"
+    crops = resized(sharp, 128) + noise[..., :128, :128]
+    assert detail_to_lose(crops, [1.2]) == 0 < SHARP < detail_to_lose(crops, [1.6])
+
+
+def test_by_size_alone_only_larger_faces_are_told(sharp: Tensor) -> None:
+    for mode in ("restore", "keep", "skip"):
         (line,) = restored(resized(sharp, 200), mode, side=160).report
         assert (line.status, line.reason) == ("restored", "")
+    (line,) = restored(resized(sharp, 120), "auto", side=80).report  # smaller: it has no detail that the crop loses
+    assert (line.status, line.reason) == ("restored", "")
 
 
 def test_keep_changes_the_broad_band_and_leaves_the_detail(sharp: Tensor) -> None:

@@ -1,23 +1,39 @@
-"""Signals at random moments of ``restore``: what is there is whole, no input changes, and the next run goes on."""
+"""Signals at random moments of every long command: what is there is whole, no input changes, the next run goes on."""
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import numpy as np
 import pytest
+from cutting import ALL, CODES, KILL, Cutting
 from PIL import Image
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
-PICTURES = 40
+pytestmark = [pytest.mark.skipif(os.name == "nt", reason="POSIX signals"), pytest.mark.usefixtures("_answered")]
 
 
-def _whole(folder: Path) -> set[str]:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def portraits(folder: Path, photos: Path, count: int) -> dict[str, bytes]:
+    """So many small pictures of a face, each of another size."""
+    folder.mkdir()
+    portrait = Image.open(photos / "portrait.jpg").convert("RGB")
+    for number in range(count):
+        portrait.resize((96 + number, 96 + number)).save(folder / f"{number:02d}.jpg")
+    return contents(folder)
+
+
+def whole(folder: Path) -> set[str]:
     """The names of the results in ``folder``, each of which opens to its last pixel."""
     found = {path for path in folder.glob("*") if not path.name.startswith(".")}
     for path in found:
@@ -26,51 +42,136 @@ def _whole(folder: Path) -> set[str]:
     return {path.stem for path in found}
 
 
-@pytest.fixture
-def _answered() -> Iterator[None]:
-    """A signal that is ignored where the tests run (nohup, a shell's background) would be by their children too."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_answered")
-def test_a_run_is_cut_off_four_times_and_ends(
-    root: Path, tmp_path: Path, photos: Path, tiny_restorer: Path, tiny_recogniser: Path
-) -> None:
-    source, out, dice = tmp_path / "in", tmp_path / "out", random.Random(16)
-    source.mkdir()
-    portrait = Image.open(photos / "portrait.jpg").convert("RGB")
-    for number in range(PICTURES):
-        portrait.resize((96 + number, 96 + number)).save(source / f"{number:02d}.jpg")
-    before = {path.name: path.read_bytes() for path in source.iterdir()}
-    line = [sys.executable, "-m", "idcodeformer", "restore", str(source), "-o", str(out), "--skip-existing"]
-    line += ["--json", str(tmp_path / "report.json"), "--model", str(tiny_restorer)]
-    line += ["--recogniser", str(tiny_recogniser)]
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    results = out / "final_results"
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: -1, signal.SIGKILL: -9}
+@pytest.mark.slow
+def test_restore(tmp_path: Path, photos: Path, tiny_restorer: Path, tiny_recogniser: Path) -> None:
+    count = 40
+    before = portraits(tmp_path / "in", photos, count)
+    results, out = tmp_path / "out/final_results", tmp_path / "out"
+    line = ["-m", "idcodeformer", "restore", tmp_path / "in", "-o", out, "--skip-existing", "--parser", "none"]
+    line += ["--json", tmp_path / "report.json", "--model", tiny_restorer, "--recogniser", tiny_recogniser]
+    cutting = Cutting(line, tmp_path, lambda: len(list(results.glob("[0-9]*"))), most=0.1)
     done: set[str] = set()
-    for number, code in codes.items():
-        process = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        aim, deadline = len(done) + dice.randint(2, 5), time.monotonic() + 400
-        while process.poll() is None and len(list(results.glob("[0-9]*"))) < aim and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(dice.random() / 5)
-        process.send_signal(number)
-        told = process.communicate(timeout=300)[1].decode()
-        assert process.returncode == code, told
-        now = _whole(results)
-        assert done < now and len(now) < PICTURES
+    for number in ALL:
+        code, told = cutting.cut(number, cutting.dice.randint(1, 5))
+        assert code == CODES[number], told
+        now = whole(results)
+        assert done < now and len(now) < count
         done = now
         if code > 0:  # a signal that can be answered leaves nothing half written
             assert not list(out.rglob("*.partial"))
-    last = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
-    assert last.returncode == 0, last.stderr
-    assert len(_whole(results)) == PICTURES and not list(out.rglob("*.partial"))
-    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
-    import json
-
+    cutting.ends()
+    assert len(whole(results)) == count and not list(out.rglob("*.partial"))
+    assert contents(tmp_path / "in") == before
     entries = json.loads((tmp_path / "report.json").read_text())["files"]
     assert sorted(Path(entry["input"]).name for entry in entries) == sorted(before)
+
+
+# -- downloads --------------------------------------------------------------------------------------------------------
+
+FETCH = """
+import sys
+from dataclasses import replace
+from idcodeformer.weights import registry
+url, size, sha256, folder = sys.argv[1:]
+row = replace(registry.by_name("codeformer"), urls=(url,), bytes=int(size), sha256=sha256)
+registry.WEIGHTS = (row,)
+from idcodeformer.weights import download
+download.PIECE = 1 << 14
+from idcodeformer.cli import main
+sys.argv = ["idcodeformer", "models", "download", "codeformer", "--to", folder]
+sys.exit(main())
+"""
+DATA = random.Random(16).randbytes(3_000_000)
+
+
+@pytest.fixture
+def slow_server() -> Iterator[ThreadingHTTPServer]:
+    """Sends DATA from any byte on, 3 MB a second."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            start = int(asked.split("=")[1].rstrip("-")) if asked else 0
+            self.server.starts.append(start)  # type: ignore[attr-defined]
+            self.send_response(206 if asked else 200)
+            if asked:
+                self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
+            self.send_header("Content-Length", str(len(DATA) - start))
+            self.end_headers()
+            try:
+                for place in range(start, len(DATA), 30_000):
+                    self.wfile.write(DATA[place : place + 30_000])
+                    time.sleep(0.01)
+            except OSError:  # the other side has ended, as it should
+                pass
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.starts = []  # type: ignore[attr-defined]
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("numbers", [[KILL], pytest.param(ALL, marks=pytest.mark.slow)])
+def test_download(tmp_path: Path, slow_server: ThreadingHTTPServer, numbers: list[int]) -> None:
+    url, folder = f"http://127.0.0.1:{slow_server.server_port}/codeformer.pth", tmp_path / "models"
+    line = ["-c", FETCH, url, len(DATA), hashlib.sha256(DATA).hexdigest(), folder]
+    partial = folder / "codeformer.pth.partial"
+    cutting = Cutting(line, tmp_path, lambda: partial.stat().st_size if partial.exists() else 0, most=0.05)
+    sizes = [0]
+    for number in numbers:
+        code, told = cutting.cut(number, 100_000)
+        assert code == CODES[number], told
+        assert [path.name for path in folder.iterdir()] == [partial.name]
+        there = partial.read_bytes()
+        assert DATA.startswith(there) and sizes[-1] < len(there) < len(DATA)
+        sizes.append(len(there))
+    assert "verified" in cutting.ends()
+    assert contents(folder) == {"codeformer.pth": DATA}
+    assert slow_server.starts == sizes  # type: ignore[attr-defined]
+
+
+# -- clips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_clips(tmp_path: Path, photos: Path, tiny_restorer: Path) -> None:
+    pytest.importorskip("av")
+    from video_clips import make_clip
+
+    from idcodeformer.video.reading import Clip
+
+    face = np.asarray(Image.open(photos / "portrait.jpg").convert("RGB").resize((160, 200)))
+    clip, out = tmp_path / "clip.mp4", tmp_path / "out/final_results"
+    make_clip(clip, [np.roll(face, n % 5, 1) for n in range(130)], steady=True)
+    before = clip.read_bytes()
+
+    def line(folder: str) -> list[object]:
+        return ["-m", "idcodeformer", "restore", clip, "-o", tmp_path / folder, "--model", tiny_restorer, "--codec",
+                "ffv1", "--recogniser", "none", "--parser", "none"]  # fmt: skip
+
+    def written() -> int:  # bytes of what was found so far, and of segments of four seconds
+        total = 0
+        for path in out.glob(".clip*.parts/**/*"):
+            with suppress(FileNotFoundError):  # the command clears up meanwhile
+                total += path.stat().st_size if path.is_file() else 0
+        return total
+
+    cutting = Cutting(line("out"), tmp_path, written)
+    for number in ALL:
+        code, told = cutting.cut(number)
+        assert code == CODES[number], told
+        assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+        assert clip.read_bytes() == before
+    cutting.ends()
+    Cutting(line("unbroken"), tmp_path, written).ends()
+    assert [path.name for path in out.iterdir()] == ["clip.mkv"]
+    made, wanted = (list(Clip(tmp_path / f"{name}/final_results/clip.mkv").frames()) for name in ("out", "unbroken"))
+    assert len(made) == len(wanted) == 130
+    assert [frame.pts for frame in made] == [frame.pts for frame in wanted]
+    # Where the first pass is cut, the frames in which it looks everywhere are others, and landmarks move a little.
+    apart = [np.abs(a.pixels.astype(int) - b.pixels).mean() for a, b in zip(made, wanted)]
+    assert max(apart) < 4  # of 255, through a network of random weights

@@ -27,13 +27,13 @@ _DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
 
 
 def add_grain(
-    canvas: Tensor, before: Tensor, share: Tensor, box: Box, seed: int, amount: Tensor | None = None
+    canvas: Tensor, before: Tensor, share: Tensor | None, box: Box, seed: int, amount: Tensor | float | None = None
 ) -> None:
     """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` around it.
 
-    ``before`` is the ``surroundings`` of the box without the face, ``share`` [1,H,W] what was replaced of each pixel,
-    ``amount`` a scalar in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none,
-    none is added.
+    ``before`` is the ``surroundings`` of the box without the face, ``share`` [1,H,W] what was replaced of each pixel
+    (None: all of a crop, whose grain is measured in all of ``before``), ``amount`` a scalar in [0,1]. Where face and
+    surroundings differ in grain the lesser counts; where there is none, none is added.
     """
     x0, y0, x1, y1 = box
     around = _grown(box, canvas.shape[1:])
@@ -41,17 +41,21 @@ def add_grain(
     if min(around[2] - around[0], around[3] - around[1]) < 2 * _BLOCK:
         return
     there, here = (_Blocks(plane) for plane in (before, surroundings(canvas, box)))
-    covered = there.mean_of(share[window][0])
-    outside, inside = covered < 0.05, covered > 0.9
+    if share is None:
+        outside = inside = torch.ones_like(there.level, dtype=torch.bool)
+    else:
+        covered = there.mean_of(share[window][0])
+        outside, inside = covered < 0.05, covered > 0.9
     wanted = there.grain(outside)
     own = there.smoothest(inside)[0].sum()
     limit = _believed(own) * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
     lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
     noise = _noise(lacking, seed, (y1 - y0, x1 - x0))
     part = (slice(None), slice(y0, y1), slice(x0, x1))
-    mixed = share[part]
-    gain = (2 * mixed - mixed.square()).clamp(min=0).sqrt()  # (1 - m)^2 of the picture's own grain is there still
-    canvas[part] += gain * noise * (1 if amount is None else amount)
+    if share is not None:
+        mixed = share[part]  # of the picture's own grain (1 - mixed)^2 is there still
+        noise = noise * (2 * mixed - mixed.square()).clamp(min=0).sqrt()
+    canvas[part] += noise * (1 if amount is None else amount)
     canvas[part].clamp_(0, 1)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..geometry.resizing import resize
 from ..types import RestoreOptions
-from ..weights.registry import by_name, largest_face
+from ..weights.registry import by_name, largest_face, sharpest_face
 from ..weights.store import download_folder
 
 _BLOCKS = 16  # along a side of the crop, in which detail is looked for
@@ -24,6 +24,8 @@ _QUARTILE = 0.88  # lower quartile over mean of the energy of white noise in suc
 SHARP = 0.013
 # The same over the deviation of the face's luminance, for dim and faded pictures: medians 0.092 and 0.072.
 _SHARP_SHARE = 0.085
+_NOISY = 4.0 / 255  # rms of even noise in a crop: sharp ones break even at 3.5 levels, with 5.5 they gain
+_LARGER = 1.25  # times the network's side from which size is the reason
 _VISIBLE = 0.002  # rms below which nobody sees detail, whatever its share
 
 
@@ -41,11 +43,28 @@ def fine_detail(pixels: Tensor) -> Tensor:
     Noise and grain lie in every block alike, so the lower quartile of the blocks' energy is taken off; eyes, hair and
     brows are what remains.
     """
+    detail, noise = _energies(pixels)
+    return (detail - noise).clamp(min=0).sqrt()
+
+
+def is_noisy(pixels: Tensor) -> Tensor:
+    """[N] bool: crops [N,3,S,S] in [0,1] show so much even noise that restoring gains more than it takes."""
+    return _energies(pixels)[1].sqrt() > _NOISY
+
+
+def detail_to_lose(pixels: Tensor, scales: Sequence[float]) -> Tensor:
+    """``fine_detail`` for ``judge_track``: 0 for noisy crops [N,3,128,128] of faces that are not large."""
+    small = torch.tensor([scale <= largest_face(128) for scale in scales], device=pixels.device)
+    return fine_detail(pixels).masked_fill(is_noisy(pixels) & small, 0)
+
+
+def _energies(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] energy of what a 3-px mean takes away at 128 px: all of it, and that of even noise."""
     small = F.interpolate(pixels.float(), (128, 128), mode="area") if pixels.shape[-1] != 128 else pixels.float()
     luma = small.mean(1, keepdim=True)
     energy = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square()
     blocks = F.adaptive_avg_pool2d(energy, _BLOCKS).flatten(1)
-    return (blocks.mean(1) - blocks.quantile(0.25, 1) / _QUARTILE).clamp(min=0).sqrt()
+    return blocks.mean(1), blocks.quantile(0.25, 1) / _QUARTILE
 
 
 def is_sharp(pixels: Tensor) -> Tensor:
@@ -66,14 +85,18 @@ def scales_of(matrices: Tensor) -> list[float]:
 def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions) -> list[LargeFace | None]:
     """For crops [N,3,S,S] with ``scales`` picture px per crop px: None where they are restored as any other."""
     side, mode = pixels.shape[-1], options.large_faces
-    limit = largest_face(side)
+    limit = _limit(side, mode)
     large = [n for n, scale in enumerate(scales) if mode != "restore" and scale > limit]
     out: list[LargeFace | None] = [None] * len(scales)
     if not large:
         return out
     sharp = [True] * len(large)
     if mode == "auto":
-        sharp = is_sharp(pixels[torch.tensor(large, device=pixels.device)]).tolist()
+        asked = pixels[torch.tensor(large, device=pixels.device)]
+        noisy = is_noisy(asked).tolist()
+        sharp = is_sharp(asked).tolist()
+        # A large one would lose more by size than noise costs.
+        sharp = [it_is and (scales[n] > largest_face(side) or not bad) for n, it_is, bad in zip(large, sharp, noisy)]
     for n, it_is in zip(large, sharp):
         if it_is:
             out[n] = LargeFace(mode == "keep", _reason(round(scales[n] * side), side, mode))
@@ -101,17 +124,25 @@ def under_own_detail(pictures: Tensor, crops: Tensor, restored: Tensor) -> Tenso
 
 
 def judge_track(detail: float, scale: float, side: int, options: RestoreOptions) -> LargeFace | None:
-    """As ``judge_large``, for a face whose ``fine_detail`` and scale (picture px per crop px) are known."""
+    """As ``judge_large``, for a face whose ``detail_to_lose`` and scale (picture px per crop px) are known."""
     mode = options.large_faces
-    if mode == "restore" or scale <= largest_face(side) or (mode == "auto" and detail <= SHARP):
+    if mode == "restore" or scale <= _limit(side, mode) or (mode == "auto" and detail <= SHARP):
         return None
     return LargeFace(mode == "keep", _reason(round(scale * side), side, mode))
+
+
+def _limit(side: int, mode: str) -> float:
+    """Picture px per crop px from which faces are asked about: by sharpness, or by size alone."""
+    return min(sharpest_face(side), largest_face(side)) if mode == "auto" else largest_face(side)
 
 
 def _reason(face: int, side: int, mode: str) -> str:
     if mode == "keep":
         return f"larger ({face} px) than the {side} px of this network: restored under its own detail"
-    reason = f"larger ({face} px) than the {side} px of this network, which would soften it"
+    if face > side * _LARGER:
+        reason = f"larger ({face} px) than the {side} px of this network, which would soften it"
+    else:
+        reason = f"as sharp ({face} px) as this network of {side} px can make it, which would soften it"
     if side < 512:
         better = by_name("codeformer")
         reason += (

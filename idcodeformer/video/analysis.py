@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..geometry.alignment import align
 from ..identity.recogniser import IdentityRecogniser
-from ..restoration.large import fine_detail
+from ..restoration.large import detail_to_lose, scales_of
 from ..restoration.tone import is_monochrome
 from ..types import DetectOptions, Detector, Face, Faces
 from .reading import ClipInfo, Frame
@@ -144,8 +144,10 @@ class Analyst:
         faces = tuple(face for face in faces if bool(face.landmarks.isfinite().all()))
         if not faces:
             return
-        crops = align([image], [faces], _CROP).pixels.clamp(0, 1)
-        gray, fine = is_monochrome(crops).tolist(), fine_detail(crops).tolist()
+        aligned = align([image], [faces], _CROP)
+        crops = aligned.pixels.clamp(0, 1)
+        gray = is_monochrome(crops).tolist()
+        fine = detail_to_lose(crops, scales_of(aligned.matrices)).tolist()
         luma = crops.mean(1, keepdim=True)
         detail = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square().mean((1, 2, 3))
         recogniser = self.recogniser

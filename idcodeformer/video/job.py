@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _SEGMENT = 4.0  # seconds; what a killed run loses at most, and the distance of key frames
 _KEPT_EVERY = 5.0  # seconds of work after which the first pass is written down
-_WARM_UP = 0.4  # seconds before a segment from which a resumed run restores again, so that no seam shows
+_WARM_UP = 0.8  # seconds before a segment from which a resumed run restores again, so that no seam shows
 _WRITE_BEHIND = 3  # frames
 
 

@@ -30,8 +30,8 @@ _SAME = 0.03  # rms in [0,1] of a token's pixels, averaged over a quarter of its
 _SAME_LIGHT = 0.02  # change of the mean colour of a crop up to which its statistics are averaged
 _LEAD = 0.5  # nats by which a new code must be likelier than the old where the input stands still
 _CELL = 4  # pixels a side into which a token is averaged before frames are compared
-_DAMPING = 0.75  # share of the previous frame in a pixel whose input did not change
-_SAME_PIXEL = 0.03  # change of a blurred input pixel in [0,1] up to which it is the same
+_DAMPING = 0.88  # share of the previous frame in a pixel whose input did not change
+_SAME_PIXEL = 0.05  # change of a blurred input pixel in [0,1] up to which it is the same
 _HALF = 65504.0  # the largest number in half precision
 _FLOW_SIDE = 256  # px at most of the crops between which flow is sought
 

@@ -240,6 +240,8 @@ WEIGHTS: tuple[Weight, ...] = (
 # Side of a network's crops -> how large a face may be, in picture px per crop px, before restoring can soften it. At
 # 128 px measured (docs/large-faces.md), at 512 px taken to be the same share.
 LARGEST_FACE = {128: 1.5, 512: 1.5}
+# The same for faces that show all their pixels: smaller ones have none that the network loses. At 512 px not measured.
+SHARPEST_FACE = {128: 0.65}
 _LARGEST_FACE = 1.5  # of networks of another side above 128 px; for smaller ones nothing was measured
 
 # What callers ask for -> kinds of the registry that serve it.
@@ -259,6 +261,11 @@ def kinds_of(kind: str | None) -> tuple[str, ...]:
 def largest_face(side: int) -> float:
     """Picture px per crop px up to which a face is not large for a network with crops of ``side`` px."""
     return LARGEST_FACE.get(side, _LARGEST_FACE if side > 128 else math.inf)
+
+
+def sharpest_face(side: int) -> float:
+    """Picture px per crop px from which a sharp face shows detail that a network with crops of ``side`` px loses."""
+    return SHARPEST_FACE.get(side, largest_face(side))
 
 
 def by_name(name: str) -> Weight:

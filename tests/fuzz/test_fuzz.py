@@ -25,7 +25,7 @@ def runner() -> Iterator[Runner]:
     runner.close()
 
 
-SHARE = {"images": 40, "weights": 25, "people": 5, "configs": 8, "reports": 8}
+SHARE = {"images": 30, "weights": 25, "people": 5, "configs": 8, "reports": 8, "lists": 12}
 
 
 @pytest.mark.parametrize(("area", "count"), SHARE.items())

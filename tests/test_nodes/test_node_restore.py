@@ -259,7 +259,8 @@ def test_upscaling_goes_on_in_smaller_tiles(pack):
         pack.utils.tiled_scale = whole
 
 
-def test_progress_reaches_the_end_and_shows_the_face(restore, pack, portrait):
+def test_progress_reaches_the_end_and_shows_the_face(restore, pack, portrait, monkeypatch):
+    monkeypatch.setattr(pack.sub("preview"), "FEW", 1)
     seen = []
     pack.utils.hook = lambda value, total, preview: seen.append((value, total, preview))
     restore(portrait.repeat(2, 1, 1, 1))
@@ -267,10 +268,14 @@ def test_progress_reaches_the_end_and_shows_the_face(restore, pack, portrait):
     assert values == sorted(values) and seen[-1][:2] == (100, 100)
     pictures = [preview for *_, preview in seen if preview]
     assert pictures and pictures[0][0] == "JPEG" and pictures[0][1].size == (128, 64)
+    seen.clear()
+    restore(portrait)  # few faces are shown at the end alone
+    assert seen[-1][:2] == (100, 100) and not any(preview for *_, preview in seen)
 
 
-def test_cancel_stops_inside_one_forward_pass(restore, pack, portrait):
+def test_cancel_stops_inside_one_forward_pass(restore, pack, portrait, monkeypatch):
     """Pressed after the last progress before restoring: no update comes until the network has ended."""
+    monkeypatch.setattr(pack.sub("preview"), "FEW", 0)
     encodes = []
 
     def hook(value, total, preview):
