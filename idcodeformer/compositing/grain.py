@@ -32,8 +32,8 @@ def add_grain(
     """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` around it.
 
     ``before`` is the ``surroundings`` of the box without the face, ``share`` [1,H,W] what was replaced of each pixel
-    (None: all of a crop, whose grain is measured in all of ``before``), ``amount`` a scalar in [0,1]. Where face and surroundings differ in grain the lesser counts; where there is none,
-    none is added.
+    (None: all of a crop, whose grain is measured in all of ``before``), ``amount`` a scalar in [0,1]. Where face and
+    surroundings differ in grain the lesser counts; where there is none, none is added.
     """
     x0, y0, x1, y1 = box
     around = _grown(box, canvas.shape[1:])
