@@ -136,8 +136,8 @@ class FacePipeline:
         """Aligned crops [N,3,H,W] in [0,1] of one size, each a picture of its own: no detection, no pasting.
 
         Restored crops of the network's size, blended by ``strength`` (a skipped one is the input), and a line for each;
-        the input's grain is put back (``options.grain``). Crops larger than the network keep their size where
-        ``options.large_faces`` leaves them or restores them under their own detail. Arguments and errors as for a call.
+        the input's grain is put back (``options.grain``). Crops that ``options.large_faces`` leaves, or restores under
+        their own detail, keep their size. Arguments and errors as for a call.
         """
         options = options or RestoreOptions()
         if options.min_identity > 0:

@@ -150,3 +150,11 @@ def test_aligned_pictures_are_judged_too(sharp: Tensor, mode: str, status: str) 
     pixels, (line,) = FacePipeline(Soften()).restore_aligned(sharp, options)  # a program's own door says the same
     torch.testing.assert_close(pixels, done.picture.frames)
     assert line.to_dict() == done.faces[0].to_dict() and line.box == (0.0, 0.0, 600.0, 600.0)
+
+
+def test_a_sharp_crop_of_the_networks_size_stays_and_a_blurred_one_does_not(sharp: Tensor) -> None:
+    crop = resized(sharp[..., 120:480, 120:480], 128)
+    out, (line,) = FacePipeline(Soften()).restore_aligned(crop)
+    assert line.status == "skipped" and "as sharp (128 px)" in line.reason and torch.equal(out, crop)
+    out, (line,) = FacePipeline(Soften()).restore_aligned(blurred(crop, 4))
+    assert line.status == "restored" and not torch.equal(out, blurred(crop, 4))

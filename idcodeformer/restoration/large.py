@@ -104,16 +104,17 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
 
 
 def fitted(pictures: Tensor, side: int, options: RestoreOptions) -> tuple[Tensor, LargeFace | None]:
-    """Aligned pictures [N,3,H,W] of one size as crops [N,3,side,side], and what becomes of them where they are larger.
+    """Aligned pictures [N,3,H,W] of one size as crops [N,3,side,side], and what becomes of them where they are sharp.
 
     They are judged together: the frames of one animation are restored or left alike.
     """
     high, wide = pictures.shape[-2:]
-    if (high, wide) == (side, side) or not len(pictures):
+    if not len(pictures):
         return pictures, None
-    seen = F.interpolate(pictures, (side, side), mode="area")
+    same = (high, wide) == (side, side)
+    seen = pictures if same else F.interpolate(pictures, (side, side), mode="area")
     judged = judge_large(seen, [min(high, wide) / side] * len(seen), options)
-    crops = resize(pictures, (side, side)).clamp(0, 1)
+    crops = pictures if same else resize(pictures, (side, side)).clamp(0, 1)
     return crops, next((face for face in judged if face is not None), None)
 
 
