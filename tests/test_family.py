@@ -228,6 +228,7 @@ def test_a_target_needs_a_recogniser_and_a_codeformer(restorer, eye, pixels) -> 
     def other(pixels, options=None, progress=None):
         return pixels
 
+    other.size = pixels.shape[-1]
     with pytest.raises(BadOption, match="needs a CodeFormer"):
         FacePipeline(other, recogniser=eye).restore_aligned(pixels, RestoreOptions(identity_target=0.5))
 
