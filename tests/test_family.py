@@ -228,6 +228,7 @@ def test_a_target_needs_a_recogniser_and_a_codeformer(restorer, eye, pixels) -> 
     def other(pixels, options=None, progress=None):
         return pixels
 
+    other.size = pixels.shape[-1]
     with pytest.raises(BadOption, match="needs a CodeFormer"):
         FacePipeline(other, recogniser=eye).restore_aligned(pixels, RestoreOptions(identity_target=0.5))
 
@@ -388,7 +389,7 @@ def test_aligned_crops_are_named_by_a_file_of_people(family: Path, tmp_path: Pat
     photo = read(family / "people/Bob/0.png").frames[0]
     faces = load_detector(device="cpu")([photo])
     write(crop, Picture(align([photo], faces, 128).pixels[:1].clamp(0, 1)))
-    line = ["restore", str(crop), "--aligned", "-o", str(tmp_path), "--people", people, "--device", "cpu"]
+    line = ["restore", str(crop), "--aligned", "-o", str(tmp_path), "--people", people, "--large-faces", "restore"]
     assert main([*line, "--guide", "1", "--force-guide", "--json", str(tmp_path / "r.json")]) == 0
     (face,) = json.loads((tmp_path / "r.json").read_text())["files"][0]["faces"]
     assert face["person"] == "Bob" and face["id_sim_after"] > 0.5 and face["judged_by"] == "mini_recogniser"
