@@ -15,6 +15,7 @@ from .managed import Kept, load_together
 from .people import LinkedPeople, joined, people_of, person_from, photos_of
 
 NO_FILE = "none"
+_GUIDE = "MobileFace V2, built in"  # not the loader's default, which then judges what this one guided
 _SHOWN = 24  # photos on the node
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
@@ -63,7 +64,7 @@ class LoadPerson:
                 ),
                 "recogniser": (
                     recognisers,
-                    {"default": recognisers[0],
+                    {"default": _GUIDE if _GUIDE in recognisers else recognisers[0],
                      "tooltip": "Embeds the photos, and guides in Restore Faces. Where Load ID-CodeFormer has another "
                      "one, that one judges the result: the honest score."},
                 ),

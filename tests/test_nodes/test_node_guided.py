@@ -22,7 +22,7 @@ def mini(run):
 @pytest.fixture
 def sitter(run):
     """The sitter of ``portrait`` in another photograph."""
-    return run("Person", photos=picture("idcodeformer_portrait_reference.jpg"), name="Ann")[0]
+    return run("Person", recogniser=BUILT_IN, photos=picture("idcodeformer_portrait_reference.jpg"), name="Ann")[0]
 
 
 def test_a_person_brings_the_face_nearer_to_the_photos(run, mini, sitter, portrait, found):
@@ -41,8 +41,16 @@ def test_a_person_brings_the_face_nearer_to_the_photos(run, mini, sitter, portra
     assert after(plain[4]) < after(half[4]) <= after(guided[4])
 
 
+def test_left_as_they_are_one_recogniser_guides_and_the_other_judges(run, portrait, found):
+    """A score by the recogniser that guided flatters: the loader's default is not Load Person's."""
+    model = run("Loader", model_name=TINY)[0]
+    person = run("Person", photos=picture("idcodeformer_portrait_reference.jpg"), name="Ann")[0]
+    report = run("RestoreFaces", model=model, image=portrait, faces=found(portrait), person=person)[4]
+    assert "guided by mobileface_v2 towards Ann, scores by mini_recogniser\n" in report
+
+
 def test_a_stranger_is_not_guided(run, mini, portrait, found, member):
-    stranger = run("Person", photos=member, name="Ben")[0]
+    stranger = run("Person", recogniser=BUILT_IN, photos=member, name="Ben")[0]
     given = {"model": mini, "image": portrait, "faces": found(portrait)}
     report = run("RestoreFaces", **given, person=stranger, guidance_steps=3)[4]
     assert "not guided: likeness to the reference" in report and "1 of 1 faces restored" in report
@@ -57,8 +65,8 @@ def test_the_models_recogniser_judges_and_the_persons_guides(run, model, sitter,
 
 def test_a_saved_person_is_judged_by_the_recogniser_that_made_the_file(run, pack, model, sitter, portrait, found):
     folder = pack.models / "idcodeformer" / "people"
-    run("Person", people=sitter, save_as="ann")
-    stored = run("Person", file="ann.safetensors")[0]
+    run("Person", recogniser=BUILT_IN, people=sitter, save_as="ann")
+    stored = run("Person", recogniser=BUILT_IN, file="ann.safetensors")[0]
     report = run("RestoreFaces", model=model, image=portrait, faces=found(portrait), person=stored)[4]
     assert "scores by mini_recogniser itself" in report
     shutil.rmtree(folder)
@@ -128,7 +136,7 @@ def test_detector_and_confidence_without_detect_faces(pack, run, model, portrait
 
 
 def test_a_family_is_named_and_each_is_guided_by_the_own_photos(run, mini, sitter, group, found, member):
-    family = run("Person", photos=member, name="Ben", people=sitter)[0]
+    family = run("Person", recogniser=BUILT_IN, photos=member, name="Ben", people=sitter)[0]
     given = {"model": mini, "image": group, "faces": found(group), "person": family}
     report = run("RestoreFaces", **given, guidance_steps=3)[4]
     assert "guided by mini_recogniser towards Ann, Ben" in report
