@@ -263,12 +263,13 @@ def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, c
     side = min(face.shape[-2:])
     crop = F.interpolate(face[..., :side, :side], (128, 128), mode="area")
     write(tmp_path / "crop.png", Picture(crop))
-    common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--reference", bad, "--guide", "2"]
+    common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--large-faces", "restore"]
+    guided = ["--reference", bad, "--guide", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mobileface_v2", 1.0)
-        assert main([*common, "-o", str(tmp_path / "a")]) == 0
-    assert main(["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "-o", str(tmp_path / "b")]) == 0
-    assert main([*common, "--force-guide", "-o", str(tmp_path / "c")]) == 0
+        assert main([*common, *guided, "-o", str(tmp_path / "a")]) == 0
+    assert main([*common, "-o", str(tmp_path / "b")]) == 0
+    assert main([*common, *guided, "--force-guide", "-o", str(tmp_path / "c")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "not guided: likeness to the reference" in said[0] and "guided by" not in said[0]
     a, b, c = (read(tmp_path / side / "restored_faces" / "crop.png").frames for side in "abc")
