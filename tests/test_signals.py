@@ -29,7 +29,7 @@ def portraits(folder: Path, photos: Path, count: int) -> dict[str, bytes]:
     folder.mkdir()
     portrait = Image.open(photos / "portrait.jpg").convert("RGB")
     for number in range(count):
-        portrait.resize((96 + number, 96 + number)).save(folder / f"{number:02d}.jpg")
+        portrait.resize((96 + number, 96 + number)).save(folder / f"{number:03d}.jpg")
     return contents(folder)
 
 
@@ -175,3 +175,34 @@ def test_clips(tmp_path: Path, photos: Path, tiny_restorer: Path) -> None:
     # Where the first pass is cut, the frames in which it looks everywhere are others, and landmarks move a little.
     apart = [np.abs(a.pixels.astype(int) - b.pixels).mean() for a, b in zip(made, wanted)]
     assert max(apart) < 4  # of 255, through a network of random weights
+
+
+# -- archives ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_bulk(tmp_path: Path, photos: Path, tiny_restorer: Path, tiny_recogniser: Path) -> None:
+    pytest.importorskip("ray")
+    from idcodeformer.bulk import manifest
+    from idcodeformer.bulk.places import Place
+
+    before, out = portraits(tmp_path / "in", photos, 240), tmp_path / "out"
+    line = ["-m", "idcodeformer", "bulk", tmp_path / "in", out, "--workers", "1", "--parser", "none"]
+    line += ["--model", tiny_restorer, "--recogniser", tiny_recogniser]
+
+    def rows() -> list[dict]:
+        return [row for row in manifest.read_rows(Place(str(out))) if row["kind"] == "picture"]
+
+    cutting = Cutting(line, tmp_path, lambda: len(list(out.glob("pictures/*"))), RAY_worker_niceness="1")
+    done = 0
+    for number in ALL[:-1]:  # KILL of the driver is tried in test_bulk
+        code, told = cutting.cut(number)
+        assert code == CODES[number], told
+        named, there = {row["output"] for row in rows()}, whole(out / "pictures")
+        assert {Path(name).stem for name in named} <= there and done <= len(named) < len(before)
+        done = len(named)
+    assert f"({done} were before)" in cutting.ends()
+    assert sorted(row["key"] for row in rows()) == sorted(before)
+    assert {f"pictures/{path.name}" for path in (out / "pictures").iterdir()} == {row["output"] for row in rows()}
+    assert len(whole(out / "pictures")) == len(before) and not list(out.rglob("*.partial"))
+    assert contents(tmp_path / "in") == before
