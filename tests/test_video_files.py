@@ -9,7 +9,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from video_clips import BASE, make_clip  # noqa: E402
+from video_clips import BASE, make_clip, with_more_streams  # noqa: E402
 
 from idcodeformer.errors import BadClip, BadOption  # noqa: E402
 from idcodeformer.video import codecs, writing  # noqa: E402
@@ -75,6 +75,19 @@ def test_every_codec_keeps_what_a_clip_holds(tmp_path: Path, codec: str, ending:
         assert opened.streams.audio[0].metadata["language"] == "eng"
         chapters = [(float(c["start"] * c["time_base"]), c["metadata"]["title"]) for c in opened.chapters()]
     assert chapters == [(0.0, "one"), (pytest.approx(0.4, abs=0.03), "two")]
+
+
+def test_every_sound_and_the_subtitles_are_kept(tmp_path: Path) -> None:
+    with_more_streams(tmp_path / "clip.mkv")
+    result, _, notes = through(tmp_path / "clip.mkv", "h264")
+    held = []
+    for path in (tmp_path / "clip.mkv", result.path):
+        with av.open(str(path)) as opened:
+            streams = [stream for stream in opened.streams if stream.type != "video"]
+            names = [(stream.type, stream.codec_context.name, stream.metadata.get("language")) for stream in streams]
+            held.append((names, [(p.stream_index, bytes(p)) for p in opened.demux(streams) if p.size]))
+    assert held[0][0] == [("audio", "aac", None), ("audio", "opus", "deu"), ("subtitle", "srt", "fra")]
+    assert held[1][0] == held[0][0] and sorted(held[1][1]) == sorted(held[0][1]) and not any(notes)
 
 
 def test_ten_bits_and_odd_sizes_are_kept_and_lossless_is_lossless(tmp_path: Path) -> None:

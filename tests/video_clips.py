@@ -1,6 +1,7 @@
 """Small clips made on the spot: moving stripes with sound, chapters and all that a container may hold."""
 from __future__ import annotations
 
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +29,6 @@ def make_clip(
     turn: int = 0,
     tags: tuple[int, int, int, int] = (1, 1, 1, 1),
     aspect: Fraction = Fraction(1),
-    subtitles: bool = False,
     steady: bool = False,
 ) -> list[int]:
     """Write a clip; returns the time of every frame in units of BASE. ``tags``: matrix, primaries, transfer, range."""
@@ -70,3 +70,24 @@ def make_clip(
                 out.mux(sound.encode(part))
             out.mux(sound.encode())
     return times
+
+
+def with_more_streams(path: Path) -> None:
+    """Write a Matroska clip of ``make_clip`` with a second sound and subtitles, in languages of their own."""
+    first, second, words = (path.with_name(f"{path.stem}_{name}") for name in ("first.mkv", "second.mkv", "words.srt"))
+    make_clip(first)
+    make_clip(second, audio="libopus")
+    words.write_text("1\n00:00:00,100 --> 00:00:00,300\nHello\n\n2\n00:00:00,400 --> 00:00:00,700\nthere\n")
+    kinds = ((first, "video", ""), (first, "audio", ""), (second, "audio", "deu"), (words, "subtitles", "fra"))
+    with av.open(str(path), "w") as out, ExitStack() as opened:
+        packets = []
+        for source, kind, language in kinds:
+            box = opened.enter_context(av.open(str(source)))
+            stream = getattr(box.streams, kind)[0]
+            copy = out.add_stream_from_template(stream)
+            copy.metadata.update({"language": language} if language else {})
+            for packet in box.demux(stream):
+                if packet.size:
+                    packet.stream = copy
+                    packets.append(packet)
+        out.mux(packets)
