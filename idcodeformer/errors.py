@@ -6,6 +6,11 @@ class IDCodeFormerError(Exception):
     """Base of all errors raised on purpose by this package."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class MissingWeights(IDCodeFormerError):
     """A weight file is in none of the places searched. The message names file, URL and folder."""
 

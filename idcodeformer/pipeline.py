@@ -143,17 +143,16 @@ class FacePipeline:
         if options.min_identity > 0:
             self._recognise()
         high, wide = pixels.shape[-2:]
-        whole = Face(torch.tensor([0.0, 0.0, float(wide), float(high)]), 1.0, torch.zeros(5, 2))
+        box = (0.0, 0.0, float(wide), float(high))
         crops, large = fitted(pixels, self.restorer.size, options)
         if large is not None and not large.kept:
-            box = (0.0, 0.0, float(wide), float(high))
             return pixels, tuple(FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(pixels)))
         work = self._work(options, guidance, references, people)
         out, done = self._restored(crops, torch.arange(len(crops)), work, progress)
         if options.strength < 1:
             out = crops + options.strength * (out - crops)
         scores = self._score(crops, out, work, done)
-        lines = []
+        whole, lines = Face(torch.tensor(box), 1.0, torch.zeros(5, 2)), []
         for number in range(len(crops)):
             line = face_line((number, 0), whole, number, scores, options)
             if line.status == "skipped":

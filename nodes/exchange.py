@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..idcodeformer.types import DetectOptions, Face, Faces
 from . import convert, faces, folders, host, layouts
-from .detect import outputs_of
+from .detect import DetectFaces, outputs_of
 from .managed import Kept, load_together
 
 _SAME = 0.5  # of a face's size: faces whose middles are nearer are one
@@ -24,9 +24,8 @@ class FacesFromBoxes:
     )
     CATEGORY = "face/ID-CodeFormer"
     FUNCTION = "convert"
-    RETURN_TYPES = ("FACES", "INT", "IMAGE", "MASK", "IMAGE")
-    RETURN_NAMES = ("faces", "count", "preview", "mask", "crops")
-    OUTPUT_IS_LIST = (False, False, False, False, True)
+    RETURN_TYPES, RETURN_NAMES = DetectFaces.RETURN_TYPES, DetectFaces.RETURN_NAMES  # of outputs_of
+    OUTPUT_IS_LIST = DetectFaces.OUTPUT_IS_LIST
     OUTPUT_TOOLTIPS = (
         "The faces of every frame in the order of the boxes, for Restore Faces and Identity Score.",
         "How many faces there are, over all frames.",

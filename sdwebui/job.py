@@ -81,9 +81,8 @@ def run(models: Models, choice: Choice, picture: Tensor, wishes: Wishes, photos:
     from . import core
 
     try:
-        guiding = wishes.guidance_steps > 0 and bool(photos)
-        pipeline = models.pipeline(choice, guiding)
-        person = models.person(choice, photos, guiding)
+        pipeline = models.pipeline(choice, guiding=wishes.guidance_steps > 0 and bool(photos))
+        person = models.person(choice, photos, pipeline.guide)
         result = core.restore(pipeline, picture, wishes, person, _progress)
         return Outcome(result.images[0], _for_this_host(result.report), models.name_of("restorer"), wishes)
     finally:

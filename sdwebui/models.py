@@ -69,9 +69,9 @@ class Models:
         """What the network of that kind was read from: the file's name without its ending."""
         return self._held[kind].stamp[0].stem
 
-    def person(self, choice: Choice, photos: list, guiding: bool = False) -> list[Embeddings] | None:
-        """The mean embedding of reference photos ([3,H,W] each) by the chosen recogniser and, where faces are to be
-        guided, by the one that guides; kept for the next picture of a batch."""
+    def person(self, choice: Choice, photos: list, guide: Any = None) -> list[Embeddings] | None:
+        """The mean embedding of reference photos ([3,H,W] each) by the chosen recogniser and, where another one guides,
+        by ``guide`` too; kept for the next picture of a batch."""
         from . import core
 
         if not photos:
@@ -80,7 +80,7 @@ class Models:
             raise core.BadOption("Reference photos need a recogniser; choose another than 'none'.")
         detector, known = self.part("detector", choice.detector), [self.part("recogniser", choice.recogniser)]
         stamps = [self._held["detector"].stamp, self._held["recogniser"].stamp]
-        if guiding and (guide := self._guide(choice)) is not None:
+        if guide is not None and guide is not known[0]:
             known.append(guide)
             stamps.append(self._held["guide"].stamp)
         key = (*stamps, *(_print_of(photo) for photo in photos))

@@ -16,7 +16,6 @@ ALL = [INT, TERM, HUP, KILL]
 CODES = {INT: 130, TERM: 143, HUP: 129, KILL: -9}
 
 
-
 class Cutting:
     """A command that is cut off again and again, each time a little after it got further than before."""
 

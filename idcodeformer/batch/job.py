@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..pipeline import FacePipeline
 
 
-
 @dataclass(eq=False)
 class Step:
     """One file on its way."""

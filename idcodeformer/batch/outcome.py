@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..files.marks import GUIDED_KEY
+from ..files.marks import GUIDED_KEY, guided_text
 from ..files.reading import Picture
 from ..types import FaceReport, Restoration
 
@@ -50,12 +50,9 @@ class Restored:
 
 def marked(picture: Picture, faces: Sequence[FaceReport], model: str) -> Picture:
     """The picture with a text, which its file keeps, where photos of a person guided one of ``faces``."""
-    from .. import __version__
-
-    guides = sorted({face.guided_by for face in faces if face.guided_by})
+    guides = {face.guided_by for face in faces if face.guided_by}
     if not guides:
         return picture
-    text = f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {', '.join(guides)}, "
     others = tuple(each for each in picture.notes.texts if each[0] != GUIDED_KEY)
-    texts = (*others, (GUIDED_KEY, f"{text}idcodeformer {__version__}"))
+    texts = (*others, (GUIDED_KEY, guided_text(guides, model)))
     return replace(picture, notes=replace(picture.notes, texts=texts))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BadImage, BadOption
+from ..errors import BadImage, BadOption, first_line
 from ..files.finding import EXTENSIONS
 from .places import filesystem, read_url, walk
 
@@ -123,7 +123,7 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
                 _check_columns(source, part.schema)
             yield from part.to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        told = first_line(error)[:200]
         raise BadImage(f"{source} is no list of pictures ({told}); make it again.") from error
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadTarget
+from ..errors import BadTarget, first_line
 from .listing import digest, in_part
 from .places import Place
 
@@ -84,7 +84,7 @@ def _read_piece(place: Place, name: str, columns: list[str] | None = None) -> li
         if not all(row["kind"] and row["key"] for row in rows):
             raise KeyError("a row without a name")
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        told = first_line(error)[:200]
         raise BadTarget(f"{place.url_of(name)} is damaged ({told}); delete it, and run the line again.") from error
     return rows
 
@@ -159,7 +159,7 @@ def claim(
             raise ValueError("no options in it")
         changed = _changed(_over(usual, there), told)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        why = first_line(error)[:200]
         raise BadTarget(f"{place.url_of(RUN)} is damaged ({why}); name another target.") from error
     if changed:
         others = f"{place.url} holds results of other options: {', '.join(changed)}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadImage, BadOption, BadTarget
+from ..errors import BadImage, BadOption, BadTarget, first_line
 
 _PUT_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}  # an object appears when it is complete
 
@@ -35,7 +35,7 @@ def read_url(url: str) -> bytes:
     except BadOption as error:
         raise BadImage(str(error)) from error
     except Exception as error:  # every store has its own kinds
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        told = first_line(error)[:200]
         told = "not found" if isinstance(error, FileNotFoundError) else told
         raise BadImage(f"{url} cannot be read ({told}); check that it is there, and the rights.") from error
 
@@ -90,7 +90,7 @@ class Place:
     def _told(self, error: Exception) -> str:
         cause = system_error(error)
         full = cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if full else (str(cause or error).splitlines() or [type(error).__name__])[0][:200]
+        why = "the disk is full" if full else first_line(cause or error)[:200]
         return f"{self.url} cannot be written: {why}. Mend that and run the same line again: it goes on from here."
 
     def read(self, name: str) -> bytes | None:

@@ -73,7 +73,7 @@ def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
     import copy
     from dataclasses import replace
 
-    from ..batch.models import load_scorer, second_recogniser
+    from ..batch.models import load_guide
     from ..video.job import VideoJob
 
     assert job.pipeline is not None
@@ -87,9 +87,8 @@ def video_job(job: RestoreJob, args: argparse.Namespace) -> VideoJob:
         settings = replace(settings, refused="Clips need a CodeFormer; this --model has no codes to keep steady.")
     if settings.own_references:
         pipeline = copy.copy(pipeline)
-        named, device = args.guide_by, asked.models.device
-        other = load_scorer(named, device) if named else second_recogniser(pipeline.recogniser, device)
-        pipeline.guide = other or pipeline.recogniser
+        guided = replace(asked, guidance=settings.guidance)
+        pipeline.guide = load_guide(guided, pipeline.recogniser) or pipeline.recogniser
     return VideoJob(pipeline, asked, settings, job.references, job.upscaler, job.model, job.failed, job.people)
 
 

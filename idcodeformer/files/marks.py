@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from xml.sax.saxutils import escape
 
@@ -17,6 +18,14 @@ _PACKET = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
+
+
+def guided_text(guides: Iterable[str], model: str) -> str:
+    """What a file says of itself in which photos of a person guided a face: by which recognisers, with which model."""
+    from .. import __version__
+
+    by = ", ".join(sorted(set(guides)))
+    return f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {by}, idcodeformer {__version__}"
 
 
 def with_xmp_mark(notes: Notes) -> Notes:

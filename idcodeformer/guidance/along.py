@@ -8,15 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..identity.recogniser import IdentityRecogniser
-from ..networks.codeformer import CodeState, adain_codes
+from ..networks.codeformer import CodeState
 from ..restoration.codeformer import CodeFormerRestorer
 from ..runtime.memory import faces_per_batch
 from ..types import Embeddings, RestoreOptions
-from .optimise import _GRADIENT_FACES, GuidanceOptions, _copied, _cosines, _Face, _reason, _Run, _vectors, visible_scale
+from .optimise import (
+    _GRADIENT_FACES,
+    GuidanceOptions,
+    _copied,
+    _cosines,
+    _drifts,
+    _Face,
+    _reason,
+    _Run,
+    _squares,
+    _vectors,
+)
 
 _LATER = 1 / 3  # of the rate, where an offset is moved on
 
@@ -57,28 +67,23 @@ class SharedGuide:
     def __call__(self, pixels: Tensor, unguided: Tensor, steps: int) -> Moved:
         """Go on from the last offset, or from none, with frames [n,3,S,S] in [0,1] and as the restorer makes them."""
         run = self._run
-        state = run.restorer.encode(pixels)
+        state, squares = run.restorer.encode(pixels), _squares(pixels)
         before = _mean(_cosines(self.recogniser, unguided, self.target))
-        sides = [max(1, side * pixels.shape[-1] // 128) for side in visible_scale(pixels).tolist()]
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(run.device.type, enabled=False):
-            faces = self._faces(_copied(state), unguided, sides)
+            faces = self._faces(_copied(state), unguided, squares)
             last = faces[0].offset.detach().clone()
             with run.fast:
                 made = self._steps(faces, state, steps, before)
-                guided = torch.cat([run._decode([face], state).detach() for face in faces])
-        guided = guided.clamp(-1, 1).add(1).mul(0.5).to(unguided.device)
-        moved = self._judged(unguided, guided, sides, faces[0].offset.detach(), made, before)
+                guided = run.pictures(faces, state).to(unguided.device)
+        moved = self._judged(unguided, guided, squares, faces[0].offset.detach(), made, before)
         self._offset = last if moved.reason and self._offset is not None else faces[0].offset.detach()
         return moved
 
-    def _faces(self, state: CodeState, unguided: Tensor, sides: list[int]) -> list[_Face]:
-        start = adain_codes(state) if self.options.latent_match else state.quant
-        w = torch.full((len(start),), float(self.options.w))
-        faces = [
-            _Face(start[i : i + 1].clone(), {s: f[i : i + 1] for s, f in state.features.items()}, w[i : i + 1],
-                  self.target.clone(), unguided[i : i + 1].to(self._run.device, torch.float32) * 2 - 1, sides[i])
-            for i in range(len(start))
-        ]  # fmt: skip
+    def _faces(self, state: CodeState, unguided: Tensor, squares: list[int]) -> list[_Face]:
+        """All with one offset, the last one or none."""
+        count = len(squares)
+        w = torch.full((count,), float(self.options.w))
+        faces = self._run.faces(state, unguided, self.target.expand(count, -1), w, squares)
         first = faces[0].offset if self._offset is None else self._offset.clone().requires_grad_(True)
         for face in faces:
             face.offset = first
@@ -108,7 +113,7 @@ class SharedGuide:
             optimiser.step()
         return steps if self.guidance.strength > 0 else 0
 
-    def _judged(self, unguided: Tensor, guided: Tensor, sides: list[int], offset: Tensor, steps: int,
+    def _judged(self, unguided: Tensor, guided: Tensor, squares: list[int], offset: Tensor, steps: int,
                 before: float) -> Moved:  # fmt: skip
         after = _mean(_cosines(self.recogniser, guided, self.target))
         judged = 0.0
@@ -116,10 +121,7 @@ class SharedGuide:
             other, person = self.judge
             theirs = _vectors(person, other, 1)
             judged = _mean(_cosines(other, guided, theirs)) - _mean(_cosines(other, unguided, theirs))
-        drift = max(
-            float((F.avg_pool2d(a[None], k) - F.avg_pool2d(b[None], k)).square().mean().sqrt())
-            for a, b, k in zip(unguided, guided, sides)
-        )
+        drift = max(_drifts(unguided, guided, squares))
         packed = offset[0].to("cpu", torch.float16)
         return Moved(packed, before, after, judged, drift, steps, _reason(before, after, drift, judged, steps or 1))
 

@@ -182,22 +182,30 @@ class _Run:
         self, pixels: Tensor, unguided: Tensor, vectors: Tensor, w: Tensor, report: Callable[[int], None]
     ) -> tuple[Tensor, list[int]]:  # fmt: skip
         """Guided faces in [0,1] on the device of ``unguided``, and the steps that each took."""
-        state = self.restorer.encode(pixels)
-        side = visible_scale(pixels).tolist()
+        state, squares = self.restorer.encode(pixels), _squares(pixels)
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             state = _copied(state)
-            start = adain_codes(state) if self.options.latent_match else state.quant
-            faces = [
-                _Face(start[i : i + 1].clone(), {s: f[i : i + 1] for s, f in state.features.items()}, w[i : i + 1],
-                      vectors[i : i + 1].clone(), unguided[i : i + 1].to(self.device, torch.float32) * 2 - 1,
-                      max(1, side[i] * pixels.shape[-1] // 128))
-                for i in range(len(pixels))
-            ]  # fmt: skip
+            faces = self.faces(state, unguided, vectors, w, squares)
             with self.fast:
                 self._steps(faces, state, report)
-                images = [self._decode([face], state).detach() for face in faces]
-        images = torch.cat(images).clamp(-1, 1).add(1).mul(0.5)
+                images = self.pictures(faces, state)
         return images.to(unguided.device), [face.steps for face in faces]
+
+    def faces(
+        self, state: CodeState, unguided: Tensor, vectors: Tensor, w: Tensor, squares: Sequence[int]
+    ) -> list["_Face"]:
+        """The faces of a copied ``state`` at their start."""
+        start = adain_codes(state) if self.options.latent_match else state.quant
+        return [
+            _Face(start[i : i + 1].clone(), {s: f[i : i + 1] for s, f in state.features.items()}, w[i : i + 1],
+                  vectors[i : i + 1].clone(), unguided[i : i + 1].to(self.device, torch.float32) * 2 - 1, square)
+            for i, square in enumerate(squares)
+        ]  # fmt: skip
+
+    def pictures(self, faces: list["_Face"], state: CodeState) -> Tensor:
+        """The faces as they are now [n,3,S,S] in [0,1], one after another."""
+        images = torch.cat([self._decode([face], state).detach() for face in faces])
+        return images.clamp(-1, 1).add(1).mul(0.5)
 
     def _steps(self, faces: list["_Face"], state: CodeState, report: Callable[[int], None]) -> None:
         """Until every face has its steps or has come as near to the person as photos of one person are."""
@@ -287,11 +295,7 @@ def _better(
 ) -> Guided:
     """Each face as it is better: guided where it is nearer to the person and still the picture that it was."""
     before, after = (_cosines(recogniser, faces, vectors) for faces in (unguided, guided))
-    squares = (visible_scale(pixels) * pixels.shape[-1] // 128).clamp(min=1).tolist()
-    drift = [
-        float((F.avg_pool2d(a[None], k) - F.avg_pool2d(b[None], k)).square().mean().sqrt())
-        for a, b, k in zip(unguided, guided, squares)
-    ]
+    drift = _drifts(unguided, guided, _squares(pixels))
     judged = [0.0] * len(pixels)
     if judge is not None:
         other, people = judge
@@ -302,6 +306,19 @@ def _better(
     reached = [a if not reason else b for a, b, reason in zip(after, before, reasons)]
     return Guided(torch.where(keep, guided, unguided), unguided, tuple(before), tuple(reached), tuple(steps),
                   tuple(reasons))  # fmt: skip
+
+
+def _squares(pixels: Tensor) -> list[int]:
+    """Side in px of the squares over which each crop [N,3,S,S] keeps its means: what the input shows."""
+    return (visible_scale(pixels) * pixels.shape[-1] // 128).clamp(min=1).tolist()
+
+
+def _drifts(unguided: Tensor, guided: Tensor, squares: Sequence[int]) -> list[float]:
+    """rms in [0,1] by which the means over squares of each face changed."""
+    return [
+        float((F.avg_pool2d(a[None], k) - F.avg_pool2d(b[None], k)).square().mean().sqrt())
+        for a, b, k in zip(unguided, guided, squares)
+    ]
 
 
 def _reason(before: float, after: float, drift: float, judged: float, steps: int) -> str:

@@ -43,33 +43,29 @@ def fine_detail(pixels: Tensor) -> Tensor:
     Noise and grain lie in every block alike, so the lower quartile of the blocks' energy is taken off; eyes, hair and
     brows are what remains.
     """
-    detail, noise = _energies(pixels)
-    return (detail - noise).clamp(min=0).sqrt()
-
-
-def is_noisy(pixels: Tensor) -> Tensor:
-    """[N] bool: crops [N,3,S,S] in [0,1] show so much even noise that restoring gains more than it takes."""
-    return _energies(pixels)[1].sqrt() > _NOISY
+    return _detail_and_noise(pixels)[0]
 
 
 def detail_to_lose(pixels: Tensor, scales: Sequence[float]) -> Tensor:
     """``fine_detail`` for ``judge_track``: 0 for noisy crops [N,3,128,128] of faces that are not large."""
     small = torch.tensor([scale <= largest_face(128) for scale in scales], device=pixels.device)
-    return fine_detail(pixels).masked_fill(is_noisy(pixels) & small, 0)
+    detail, noise = _detail_and_noise(pixels)
+    return detail.masked_fill((noise > _NOISY) & small, 0)
 
 
-def _energies(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """[N] energy of what a 3-px mean takes away at 128 px: all of it, and that of even noise."""
+def _detail_and_noise(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """``fine_detail``, and the rms of the even noise beside it, [N] each."""
     small = F.interpolate(pixels.float(), (128, 128), mode="area") if pixels.shape[-1] != 128 else pixels.float()
     luma = small.mean(1, keepdim=True)
     energy = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square()
     blocks = F.adaptive_avg_pool2d(energy, _BLOCKS).flatten(1)
-    return blocks.mean(1), blocks.quantile(0.25, 1) / _QUARTILE
+    noise = blocks.quantile(0.25, 1) / _QUARTILE
+    return (blocks.mean(1) - noise).clamp(min=0).sqrt(), noise.sqrt()
 
 
-def is_sharp(pixels: Tensor) -> Tensor:
-    """[N] bool: crops [N,3,S,S] in [0,1] show detail that a network of their size would lose, be it bright or dim."""
-    detail = fine_detail(pixels)
+def _is_sharp(pixels: Tensor, detail: Tensor) -> Tensor:
+    """[N] bool: crops [N,3,S,S] in [0,1] of that ``fine_detail`` show some that a network of their size would lose, be
+    they bright or dim."""
     side = pixels.shape[-1]
     middle = pixels[:, :, side // 5 : side * 7 // 8, side * 2 // 9 : side * 7 // 9].float().mean(1)
     contrast = middle.flatten(1).std(1)
@@ -93,8 +89,8 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
     sharp = [True] * len(large)
     if mode == "auto":
         asked = pixels[torch.tensor(large, device=pixels.device)]
-        noisy = is_noisy(asked).tolist()
-        sharp = is_sharp(asked).tolist()
+        detail, noise = _detail_and_noise(asked)
+        noisy, sharp = (noise > _NOISY).tolist(), _is_sharp(asked, detail).tolist()
         # A large one would lose more by size than noise costs.
         sharp = [it_is and (scales[n] > largest_face(side) or not bad) for n, it_is, bad in zip(large, sharp, noisy)]
     for n, it_is in zip(large, sharp):

@@ -271,7 +271,6 @@ class VideoJob:
         asked = [versions, str(path.resolve()), stamp, settings, str(self.clips), str(encoding), self.model]
         return hashlib.sha256(json.dumps([*asked, self._who()], default=str).encode()).hexdigest()[:12]
 
-
     def _who(self) -> list[str]:
         """Fingerprints of the people's embeddings, and who guides: photos may change under their names."""
         known, guide = self._asked().known, self.pipeline.pipeline.guide

@@ -170,10 +170,9 @@ class ClipPeople:
 
     def _guided(self, track: Track, options: RestoreOptions) -> tuple[dict, tuple[int, ...], tuple[Tensor, ...]]:
         """What is told of it, and the offsets along the track; none where they do not make it better."""
-        restorer, recogniser = self.pipeline.restorer, self.pipeline.guide
-        judge = None
-        if self.pipeline.recogniser is not recogniser and self.known.by(self.pipeline.recogniser) is not None:
-            judge = (self.pipeline.recogniser, self._person(self.known.by(self.pipeline.recogniser), track))
+        restorer, recogniser, scorer = self.pipeline.restorer, self.pipeline.guide, self.pipeline.recogniser
+        others = None if scorer is recogniser else self.known.by(scorer)
+        judge = None if others is None else (scorer, self._person(others, track))
         target = self._person(self.known.need(recogniser), track)
         guide = SharedGuide(restorer, recogniser, target, options, self.guidance, judge)
         crops = self._crops(track, self._best(track))

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..batch.outcome import GUIDED_KEY
+from ..files.marks import GUIDED_KEY, guided_text
 from .tracks import Track
 
 _OF_TRACK = ("w", "guidance", "guided_by", "id_sim_before", "id_sim_after", "judged_by")
@@ -28,9 +28,6 @@ def _done_with(track: Track, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def mark(segments: list[dict[str, Any]], model: str) -> str:
     """What a clip says of itself where photos of a person guided one of its faces, as PNG files do."""
-    from .. import __version__
-
     lines = (line for segment in segments for line in segment["state"].get("lines", []))
-    guides = sorted({line["guided_by"] for line in lines if line.get("guided_by")})
-    told = f"faces guided by photos of a person; model {model or 'CodeFormer'}, guide {', '.join(guides)}, "
-    return f"{GUIDED_KEY}: {told}idcodeformer {__version__}" if guides else ""
+    guides = {line["guided_by"] for line in lines if line.get("guided_by")}
+    return f"{GUIDED_KEY}: {guided_text(guides, model)}" if guides else ""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CorruptWeights, UnsupportedWeights
+from ..errors import CorruptWeights, UnsupportedWeights, first_line
 from ..networks import adaface, arcface, foreign, mobileface, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
 from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
@@ -185,7 +185,7 @@ def _construct(architecture: Architecture, state: State, metadata: Mapping[str, 
         with torch.device("meta" if architecture.on_meta else "cpu"):
             module = architecture.construct(config)
     except (KeyError, IndexError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as exc:
-        detail = (str(exc).splitlines() or [type(exc).__name__])[0][:160]
+        detail = first_line(exc)[:160]
         raise UnsupportedWeights(f"the tensors fit no size of {architecture.name} known here ({detail}).") from exc
     if not hasattr(module, "config"):
         module.config = config

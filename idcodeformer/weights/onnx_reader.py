@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CorruptWeights, UnsupportedWeights
+from ..errors import CorruptWeights, UnsupportedWeights, first_line
 
 EPS = 1e-5  # of torch's batch norm: with variance 1 - EPS it divides by exactly one
 PASS_THROUGH = ("Identity", "Dropout", "Flatten", "Reshape", "Cast")
@@ -37,12 +37,9 @@ def read_onnx(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         state = _Walk(model.graph).iresnet()
     except (_Unexpected, IndexError, KeyError, TypeError, ValueError, RuntimeError, StopIteration) as exc:
-        raise UnsupportedWeights(f"{path} is not an IResNet recogniser of insightface ({_line(exc)}).") from exc
+        told = first_line(exc)[:160]
+        raise UnsupportedWeights(f"{path} is not an IResNet recogniser of insightface ({told}).") from exc
     return state, {"architecture": "IResNet"}
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 class _Unexpected(Exception):

@@ -13,6 +13,7 @@ from typing import Callable, Hashable, Protocol
 import torch
 from torch import Tensor
 
+from ...errors import first_line
 from ...runtime.memory import is_out_of_memory
 
 MOST_GRAPHS = 4  # kept at a time, the least used goes first: each holds the memory of its pass
@@ -107,7 +108,7 @@ class Graphs:
             self.clear()
             if is_out_of_memory(error):
                 raise
-            self.error = (str(error).splitlines() or [type(error).__name__])[0]
+            self.error = first_line(error)
             warnings.warn(f"CUDA graphs are off: {self.error}", RuntimeWarning, stacklevel=4)
             return None
         return _Recorded(own, outputs, replay, weights)
