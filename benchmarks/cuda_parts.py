@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from idcodeformer import FacePipeline, RestoreOptions, load_detector, load_recogniser
-from idcodeformer.guidance.optimise import GuidanceOptions, guide
+from idcodeformer.guidance.optimise import guide
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.networks.codeformer import CodeFormer
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.restoration.engine.execution import ModuleEngine, Precision

@@ -12,7 +12,7 @@ from .compositing.grain import add_grain, surroundings
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
-from .guidance.optimise import GuidanceOptions
+from .guidance.options import GuidanceOptions
 from .guidance.restoring import FaceWork, RestoredCrops
 from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine

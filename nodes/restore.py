@@ -206,7 +206,7 @@ class RestoreFaces:
         frames: str = PICTURES, large_faces: str = "auto", grain: str = "auto", identity_target: float = 0.0,
         fidelities: Any = "",
     ) -> dict[str, Any]:  # fmt: skip
-        from ..idcodeformer.guidance.optimise import GuidanceOptions
+        from ..idcodeformer.guidance.options import GuidanceOptions
 
         options = RestoreOptions(
             w=fidelity, adain=colour_match, upscale=upscale_factor, strength=visibility, face_upsample=face_upsample,

@@ -20,7 +20,7 @@ from .preview import PreviewingRestorer, StagedProgress
 from .upscale import upscaler_of
 
 if TYPE_CHECKING:
-    from ..idcodeformer.guidance.optimise import GuidanceOptions
+    from ..idcodeformer.guidance.options import GuidanceOptions
     from ..idcodeformer.identity.recogniser import IdentityRecogniser
 
 AUTOMATIC, SQUARE = "automatic", "whole square"  # of paste_classes

@@ -30,7 +30,7 @@ from ..idcodeformer import (
 from ..idcodeformer.compositing.parsing import find_parser
 from ..idcodeformer.errors import BadImage, BadOption, CorruptWeights, MissingWeights, OutOfMemory, UnsupportedWeights
 from ..idcodeformer.files.reading import read
-from ..idcodeformer.guidance.optimise import GuidanceOptions
+from ..idcodeformer.guidance.options import GuidanceOptions
 from ..idcodeformer.identity.people import embed_photos
 from ..idcodeformer.identity.recogniser import mean_identity
 from ..idcodeformer.runtime.memory import bytes_per_face

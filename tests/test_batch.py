@@ -15,7 +15,7 @@ from idcodeformer.batch import ModelChoice, RestoreJob, RestoreSettings
 from idcodeformer.cli import main
 from idcodeformer.errors import BadOption
 from idcodeformer.files.reading import read
-from idcodeformer.guidance.optimise import GuidanceOptions
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.types import DetectOptions, RestoreOptions
 
 

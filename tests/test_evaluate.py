@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from idcodeformer.files.drawing import font, wrapped
-from idcodeformer.guidance import gate, optimise
-from idcodeformer.guidance.optimise import GuidanceOptions, guide
+from idcodeformer.guidance import descent, gate, judging
+from idcodeformer.guidance.optimise import guide
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.pipeline import FacePipeline
@@ -457,9 +458,9 @@ def guided_command(kit: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random networks move pictures and likeness on scales of their own."""
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", -1.0)
-    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
-    monkeypatch.setitem(optimise.SAME_PERSON, "loss_net", 2.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", -1.0)
+    monkeypatch.setattr(judging, "MOST_DRIFT", 1.0)
+    monkeypatch.setitem(descent.SAME_PERSON, "loss_net", 2.0)
 
 
 def test_guided_rows_by_photos_steps_and_strangers(kit: Path, tmp_path: Path, eager: None) -> None:

@@ -18,9 +18,10 @@ from idcodeformer.errors import BadOption, MissingWeights
 from idcodeformer.files.reading import Picture, read
 from idcodeformer.files.writing import write
 from idcodeformer.geometry.alignment import align
-from idcodeformer.guidance import fidelity, gate, optimise
+from idcodeformer.guidance import descent, fidelity, gate, judging
 from idcodeformer.guidance.fidelity import lowest_fidelity
-from idcodeformer.guidance.optimise import GuidanceOptions, guide
+from idcodeformer.guidance.optimise import guide
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.identity.known import known_people
 from idcodeformer.identity.people import People, Person, save_people
 from idcodeformer.identity.recogniser import IdentityRecogniser, load_recogniser
@@ -55,9 +56,9 @@ def pixels() -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def _room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random networks move pictures and likeness on scales of their own."""
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
-    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
-    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", 2.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(judging, "MOST_DRIFT", 1.0)
+    monkeypatch.setitem(descent.SAME_PERSON, "tiny", 2.0)
 
 
 def gallery(vectors: torch.Tensor, recogniser: IdentityRecogniser, *names: str) -> People:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from idcodeformer.errors import BadOption
 from idcodeformer.files.reading import Picture, read
 from idcodeformer.files.writing import write
-from idcodeformer.guidance import optimise
+from idcodeformer.guidance import descent, gate, judging
 from idcodeformer.guidance.gate import least_likeness, refusal
-from idcodeformer.guidance.optimise import GuidanceOptions, guide, visible_scale
+from idcodeformer.guidance.judging import visible_scale
+from idcodeformer.guidance.optimise import guide
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.pipeline import FacePipeline
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
@@ -53,9 +55,9 @@ def likeness(recogniser, faces, person) -> list[float]:
 @pytest.fixture(autouse=True)
 def _room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random networks move pictures and likeness on scales of their own."""
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
-    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
-    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", 2.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(judging, "MOST_DRIFT", 1.0)
+    monkeypatch.setitem(descent.SAME_PERSON, "tiny", 2.0)
 
 
 def test_a_guided_face_is_nearer_to_the_person(restorer, recogniser, pixels, person) -> None:
@@ -105,7 +107,7 @@ def test_consistency_holds_the_means_over_squares(restorer, recogniser, pixels, 
 
 
 def test_it_stops_where_two_photos_of_a_person_are(restorer, recogniser, pixels, person, monkeypatch) -> None:
-    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", -1.0)  # every face is there already
+    monkeypatch.setitem(descent.SAME_PERSON, "tiny", -1.0)  # every face is there already
     assert guide(restorer, pixels, person, recogniser, guidance=EAGER).steps == (1, 1, 1)
     half = GuidanceOptions(steps=6, rate=0.3, consistency=1.0, force=True, strength=0.0)
     assert guide(restorer, pixels, person, recogniser, guidance=half).steps == (0, 0, 0)
@@ -122,12 +124,12 @@ def test_each_face_has_its_own_person_and_fidelity(restorer, recogniser, pixels,
 
 
 def test_a_face_that_is_not_made_better_stays_unguided(restorer, recogniser, pixels, person, monkeypatch) -> None:
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", 3.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", 3.0)
     result = guide(restorer, pixels, person, recogniser, guidance=EAGER)
     assert torch.equal(result.pixels, result.unguided) and result.after == result.before
     assert all("brought no likeness" in reason for reason in result.reasons)
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
-    monkeypatch.setattr(optimise, "_MOST_DRIFT", 0.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(judging, "MOST_DRIFT", 0.0)
     result = guide(restorer, pixels, person, recogniser, guidance=EAGER)
     assert torch.equal(result.pixels, result.unguided)
     assert all("changed the picture" in reason for reason in result.reasons)
@@ -147,7 +149,7 @@ def test_strangers_are_refused_before_a_step(restorer, recogniser, pixels, perso
     order = sorted(range(3), key=seen.__getitem__)
     between = (seen[order[0]] + seen[order[1]]) / 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "tiny", between)
+        patch.setitem(gate.STRANGERS, "tiny", between)
         result = guide(restorer, pixels, person, recogniser, guidance=GuidanceOptions(steps=3, rate=0.3, consistency=1))
     assert result.steps[order[0]] == 0 and result.reasons[order[0]].startswith("not guided: likeness")
     assert torch.equal(result.pixels[order[0]], result.unguided[order[0]])
@@ -184,7 +186,7 @@ def test_progress_can_cancel_and_counts_steps(restorer, recogniser, pixels, pers
 
 
 def test_memory_that_runs_out_halves_the_batch(restorer, recogniser, pixels, person, monkeypatch) -> None:
-    original, calls = optimise._Run.__call__, []
+    original, calls = descent.Descent.__call__, []
 
     def small(self, pixels, *rest):
         calls.append(len(pixels))
@@ -192,7 +194,7 @@ def test_memory_that_runs_out_halves_the_batch(restorer, recogniser, pixels, per
             raise RuntimeError("out of memory")
         return original(self, pixels, *rest)
 
-    monkeypatch.setattr(optimise._Run, "__call__", small)
+    monkeypatch.setattr(descent.Descent, "__call__", small)
     result = guide(restorer, pixels, person, recogniser, RestoreOptions(batch_size=12), EAGER)
     assert calls == [3, 1, 1, 1] and result.reasons == ("", "", "")
 
@@ -266,7 +268,7 @@ def test_a_stranger_is_not_guided_and_aligned_crops_are(photographs, tmp_path, c
     common = ["restore", str(tmp_path / "crop.png"), "--aligned", "--device", "cpu", "--large-faces", "restore"]
     guided = ["--reference", bad, "--guide", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(optimise.refusal.__globals__["STRANGERS"], "mobileface_v2", 1.0)
+        patch.setitem(gate.STRANGERS, "mobileface_v2", 1.0)
         assert main([*common, *guided, "-o", str(tmp_path / "a")]) == 0
     assert main([*common, "-o", str(tmp_path / "b")]) == 0
     assert main([*common, *guided, "--force-guide", "-o", str(tmp_path / "c")]) == 0

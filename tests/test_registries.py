@@ -14,7 +14,7 @@ from idcodeformer import FacePipeline, load_detector, load_recogniser, load_rest
 from idcodeformer.batch import ModelChoice, RestoreJob, RestoreSettings
 from idcodeformer.detection import SCRFDDetector, YuNetDetector
 from idcodeformer.errors import BadImage, BadOption, UnsupportedWeights
-from idcodeformer.guidance.optimise import GuidanceOptions
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.networks.adaface import AdaFaceIR
 from idcodeformer.networks.arcface import IResNetConfig
 from idcodeformer.restoration.foreign import ForeignRestorer

@@ -25,6 +25,7 @@ from idcodeformer.files.reading import read  # noqa: E402
 from idcodeformer.geometry.templates import ffhq_template  # noqa: E402
 from idcodeformer.types import DetectOptions, Face, RestoreOptions  # noqa: E402
 from idcodeformer.video import job as job_module  # noqa: E402
+from idcodeformer.video import segments  # noqa: E402
 from idcodeformer.video.analysis import Analysis  # noqa: E402
 from idcodeformer.video.job import ClipSettings, VideoJob  # noqa: E402
 from idcodeformer.video.pipeline import VideoPipeline  # noqa: E402
@@ -98,7 +99,7 @@ def test_a_clip_keeps_length_times_and_sound_and_changes_where_the_face_is(tmp_p
 
 
 def test_a_killed_run_is_gone_on_with_and_gives_the_same_clip(tmp_path: Path, pipeline, monkeypatch) -> None:
-    monkeypatch.setattr(job_module, "_SEGMENT", 0.3)
+    monkeypatch.setattr(segments, "_SEGMENT", 0.3)
     monkeypatch.setattr(job_module, "_KEPT_EVERY", 0.0)
     make_clip(tmp_path / "clip.mp4", [scene(n) for n in range(36)])
     lossless = ClipSettings(codec="ffv1")
@@ -203,7 +204,7 @@ def test_a_gray_track_stays_gray_in_all_its_frames(tmp_path: Path, pipeline) -> 
 
 
 def test_the_identity_gate_fades_a_face_and_does_not_blink(tmp_path: Path, pipeline, monkeypatch) -> None:
-    from idcodeformer.video import pipeline as module
+    from idcodeformer.video import second_pass as module
 
     make_clip(tmp_path / "clip.mkv", [scene(n) for n in range(30)], codec="ffv1", pix_fmt="yuv444p", steady=True)
     likeness = iter([0.9, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
@@ -211,7 +212,7 @@ def test_the_identity_gate_fades_a_face_and_does_not_blink(tmp_path: Path, pipel
     source, video = Clip(tmp_path / "clip.mkv"), VideoPipeline(pipeline)
     options = DetectOptions(min_eye_distance=3)
     tracks = video.plan(video.analyse(source, options), source, options)
-    run = module._Run(pipeline, source, tracks, RestoreOptions(min_identity=0.5), 1.0, None, None)
+    run = module.SecondPass(pipeline, source, tracks, RestoreOptions(min_identity=0.5), 1.0, None, None)
     crop = torch.zeros(3, 64, 64)
     shares = [run._shown(tracks[0], frame, (crop, crop))[0] for frame in range(30)]
     assert shares[0] == 1 and shares[-1] == 0

@@ -19,7 +19,7 @@ from idcodeformer.batch.settings import RestoreSettings  # noqa: E402
 from idcodeformer.cli import main  # noqa: E402
 from idcodeformer.errors import BadOption  # noqa: E402
 from idcodeformer.geometry.templates import ffhq_template  # noqa: E402
-from idcodeformer.guidance import optimise  # noqa: E402
+from idcodeformer.guidance import descent, judging  # noqa: E402
 from idcodeformer.guidance.along import SharedGuide  # noqa: E402
 from idcodeformer.guidance.optimise import GuidanceOptions  # noqa: E402
 from idcodeformer.identity.known import Known, one_person  # noqa: E402
@@ -153,12 +153,12 @@ def test_one_fidelity_for_a_track(plain, monkeypatch) -> None:
 @pytest.fixture
 def _room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random networks move pictures and likeness on scales of their own."""
-    monkeypatch.setattr(optimise, "_LEAST_GAIN", 1e-4)
-    monkeypatch.setattr(optimise, "_MOST_DRIFT", 1.0)
-    monkeypatch.setitem(optimise.SAME_PERSON, "tiny", 2.0)
+    monkeypatch.setattr(judging, "_LEAST_GAIN", 1e-4)
+    monkeypatch.setattr(judging, "MOST_DRIFT", 1.0)
+    monkeypatch.setitem(descent.SAME_PERSON, "tiny", 2.0)
     from idcodeformer.video import people
 
-    monkeypatch.setattr(people, "_MOST_DRIFT", 1.0)
+    monkeypatch.setattr(people, "MOST_DRIFT", 1.0)
 
 
 def test_one_offset_brings_all_frames_nearer_and_goes_on(_room) -> None:

@@ -25,7 +25,7 @@ from idcodeformer import (
     load_recogniser,
     load_restorer,
 )  # fmt: skip
-from idcodeformer.guidance.optimise import GuidanceOptions
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.identity.people import People, person_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BadOption
 from ..files.origin import fingerprint
-from ..guidance.optimise import GuidanceOptions
+from ..guidance.options import GuidanceOptions
 from ..types import DetectOptions, RestoreOptions
 
 FORMATS = ("png", "jpg", "webp")

@@ -18,7 +18,7 @@ from ..files.reading import Picture, read
 from ..files.writing import write, write_bytes
 from ..geometry.alignment import align
 from ..geometry.warping import warp
-from ..guidance.optimise import GuidanceOptions
+from ..guidance.options import GuidanceOptions
 from ..identity.people import People
 from ..identity.recogniser import IdentityRecogniser
 from ..pipeline import FacePipeline

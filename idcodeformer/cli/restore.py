@@ -20,7 +20,7 @@ from ..errors import BadImage, BadOption
 from ..files.finding import look_through
 from ..files.run_report import RunReport, check_target, to_json
 from ..files.writing import clear_partials, make_folder, write_bytes
-from ..guidance.optimise import GuidanceOptions
+from ..guidance.options import GuidanceOptions
 from ..runtime.progress import progress_bar
 from ..types import DetectOptions, RestoreOptions
 from . import video

@@ -34,7 +34,7 @@ def add_clip_options(sub: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> ClipSettings:
     """Raises BadOption."""
-    from ..guidance.optimise import GuidanceOptions
+    from ..guidance.options import GuidanceOptions
     from ..video.job import ClipSettings
     from ..video.reading import parse_range
 

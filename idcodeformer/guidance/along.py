@@ -15,18 +15,9 @@ from ..networks.codeformer import CodeState
 from ..restoration.codeformer import CodeFormerRestorer
 from ..runtime.memory import faces_per_batch
 from ..types import Embeddings, RestoreOptions
-from .optimise import (
-    _GRADIENT_FACES,
-    GuidanceOptions,
-    _copied,
-    _cosines,
-    _drifts,
-    _Face,
-    _reason,
-    _Run,
-    _squares,
-    _vectors,
-)
+from .descent import GRADIENT_FACES, Descent, GuidedFace, copied
+from .judging import cosines, drifts, squares_of, vectors_of, why_not
+from .options import GuidanceOptions
 
 _LATER = 1 / 3  # of the rate, where an offset is moved on
 
@@ -59,18 +50,18 @@ class SharedGuide:
         guidance: GuidanceOptions,
         judge: tuple[IdentityRecogniser, Embeddings] | None = None,
     ):
-        self.target = _vectors(target, recogniser, 1)
+        self.target = vectors_of(target, recogniser, 1)
         self.recogniser, self.options, self.guidance, self.judge = recogniser, options, guidance, judge
-        self._run = _Run(restorer, recogniser, options, guidance)
+        self._run = Descent(restorer, recogniser, options, guidance)
         self._offset: Tensor | None = None
 
     def __call__(self, pixels: Tensor, unguided: Tensor, steps: int) -> Moved:
         """Go on from the last offset, or from none, with frames [n,3,S,S] in [0,1] and as the restorer makes them."""
         run = self._run
-        state, squares = run.restorer.encode(pixels), _squares(pixels)
-        before = _mean(_cosines(self.recogniser, unguided, self.target))
+        state, squares = run.restorer.encode(pixels), squares_of(pixels)
+        before = _mean(cosines(self.recogniser, unguided, self.target))
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(run.device.type, enabled=False):
-            faces = self._faces(_copied(state), unguided, squares)
+            faces = self._faces(copied(state), unguided, squares)
             last = faces[0].offset.detach().clone()
             with run.fast:
                 made = self._steps(faces, state, steps, before)
@@ -79,7 +70,7 @@ class SharedGuide:
         self._offset = last if moved.reason and self._offset is not None else faces[0].offset.detach()
         return moved
 
-    def _faces(self, state: CodeState, unguided: Tensor, squares: list[int]) -> list[_Face]:
+    def _faces(self, state: CodeState, unguided: Tensor, squares: list[int]) -> list[GuidedFace]:
         """All with one offset, the last one or none."""
         count = len(squares)
         w = torch.full((count,), float(self.options.w))
@@ -89,22 +80,22 @@ class SharedGuide:
             face.offset = first
         return faces
 
-    def _steps(self, faces: list[_Face], state: CodeState, steps: int, start: float) -> int:
+    def _steps(self, faces: list[GuidedFace], state: CodeState, steps: int, start: float) -> int:
         """Until the frames, ``start`` near to the person unguided, are on average as near as photos of one person."""
         run, count = self._run, len(faces)
         spread = sum(face.spread for face in faces) / count
         rate = self.guidance.rate * (1.0 if self._offset is None else _LATER)  # Adam's first steps go by signs alone
         optimiser = torch.optim.Adam([faces[0].offset], lr=rate * spread)
         random = torch.Generator().manual_seed(0)
-        batch = max(1, faces_per_batch(run.restorer.config, run.device) // _GRADIENT_FACES)
+        batch = max(1, faces_per_batch(run.restorer.config, run.device) // GRADIENT_FACES)
         goal = start + self.guidance.strength * max(0.0, run.goal - start)
         for step in range(steps if self.guidance.strength > 0 else 0):
             optimiser.zero_grad(set_to_none=True)
             reached = 0.0
             for first in range(0, count, batch):
                 here = faces[first : first + batch]
-                image = run._decode(here, state)
-                likeness = run._likeness(image, here, random)
+                image = run.decode(here, state)
+                likeness = run.likeness(image, here, random)
                 drift = torch.stack([face.drift(image[i : i + 1]) for i, face in enumerate(here)])
                 ((1 - likeness + self.guidance.consistency * drift).sum() / count).backward()
                 reached += float(likeness.detach().sum()) / count
@@ -115,15 +106,15 @@ class SharedGuide:
 
     def _judged(self, unguided: Tensor, guided: Tensor, squares: list[int], offset: Tensor, steps: int,
                 before: float) -> Moved:  # fmt: skip
-        after = _mean(_cosines(self.recogniser, guided, self.target))
+        after = _mean(cosines(self.recogniser, guided, self.target))
         judged = 0.0
         if self.judge is not None:
             other, person = self.judge
-            theirs = _vectors(person, other, 1)
-            judged = _mean(_cosines(other, guided, theirs)) - _mean(_cosines(other, unguided, theirs))
-        drift = max(_drifts(unguided, guided, squares))
+            theirs = vectors_of(person, other, 1)
+            judged = _mean(cosines(other, guided, theirs)) - _mean(cosines(other, unguided, theirs))
+        drift = max(drifts(unguided, guided, squares))
         packed = offset[0].to("cpu", torch.float16)
-        return Moved(packed, before, after, judged, drift, steps, _reason(before, after, drift, judged, steps or 1))
+        return Moved(packed, before, after, judged, drift, steps, why_not(before, after, drift, judged, steps or 1))
 
 
 def _mean(values: list[float]) -> float:

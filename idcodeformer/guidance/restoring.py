@@ -14,7 +14,8 @@ from ..identity.people import Named, People
 from ..types import Embeddings, Progress, RestoreOptions, Restorer
 from .fidelity import Fidelity, lowest_fidelity
 from .gate import least_likeness, refusal
-from .optimise import GuidanceOptions, guide, told
+from .optimise import guide, told
+from .options import GuidanceOptions
 
 if TYPE_CHECKING:
     from ..identity.recogniser import IdentityRecogniser
@@ -127,7 +128,7 @@ class FaceWork:
             for place, who, best, person in zip(places, people.name(here, gate), *map(Tensor.tolist, likeness)):
                 named[place] = who
                 if who is None:
-                    why[place] = _nobody(best, people.persons[person].name, recogniser.name)
+                    why[place] = nobody_known(best, people.persons[person].name, recogniser.name)
         return tuple(named), why
 
     def _faithful(
@@ -178,7 +179,7 @@ def _of(people: People, named: Sequence[Named | None]) -> Embeddings:
     return Embeddings(people.identities.vectors[rows], people.recogniser)
 
 
-def _nobody(likeness: float, nearest: str, recogniser: str) -> str:
+def nobody_known(likeness: float, nearest: str, recogniser: str) -> str:
     """Why a face goes unguided that is nobody."""
     reason = refusal(likeness, recogniser)
     if not reason:

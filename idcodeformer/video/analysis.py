@@ -18,7 +18,7 @@ from ..restoration.tone import is_monochrome
 from ..types import DetectOptions, Detector, Face, Faces
 from .reading import ClipInfo, Frame
 from .shots import Shots
-from .tracks import BOX, DETAIL, FRAME, GRAY, POINTS, SCORE, SHARP, WIDTH, _iou
+from .tracks import BOX, DETAIL, FRAME, GRAY, POINTS, SCORE, SHARP, WIDTH, iou
 
 _SEARCHES = 8  # a second; between them faces are looked at in their crops only
 _EAGER = 0.6  # of the confidence: what a track may go on with; it needs the confidence itself in its better frames
@@ -185,8 +185,8 @@ def _pairs(before: Faces, after: Faces) -> list[tuple[Face, Face]] | None:
         return None
     pairs, left = [], list(after)
     for face in before:
-        best = max(left, key=lambda other: _iou(face.box.numpy(), other.box.numpy()))
-        if _iou(face.box.numpy(), best.box.numpy()) < 0.4:
+        best = max(left, key=lambda other: iou(face.box.numpy(), other.box.numpy()))
+        if iou(face.box.numpy(), best.box.numpy()) < 0.4:
             return None
         left.remove(best)
         pairs.append((face, best))

@@ -16,15 +16,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..batch.outcome import COMPARE, CROPPED, FINAL, Outcome
 from ..batch.settings import RestoreSettings
 from ..compositing.plan import output_size
 from ..errors import BadClip, BadImage, BadOption, IDCodeFormerError
 from ..files.reading import Picture
 from ..files.writing import make_folder, write, write_bytes
-from ..guidance.optimise import GuidanceOptions
+from ..guidance.options import GuidanceOptions
 from ..identity.known import Galleries, References, known_people
 from ..runtime.memory import is_out_of_memory
 from ..types import Progress, Upscaler
@@ -32,19 +30,19 @@ from . import codecs
 from .analysis import Analysis, Source
 from .library import pyav
 from .people import ClipPeople, Wanted
-from .pipeline import RestoredFrame, VideoPipeline
+from .pipeline import VideoPipeline
 from .queues import Behind
-from .reading import Clip, Frame
+from .reading import Clip
+from .segments import Segments
 from .sequence import FrameFolder
 from .telling import mark, track_lines
 from .tracks import WIDTH, Track
 from .workplace import workplace, write_copy
-from .writing import COPIED, Encoding, SegmentWriter, finished, join
+from .writing import COPIED, Encoding, finished, join
 
 if TYPE_CHECKING:
     from ..pipeline import FacePipeline
 
-_SEGMENT = 4.0  # seconds; what a killed run loses at most, and the distance of key frames
 _KEPT_EVERY = 5.0  # seconds of work after which the first pass is written down
 _WARM_UP = 0.8  # seconds before a segment from which a resumed run restores again, so that no seam shows
 _WRITE_BEHIND = 3  # frames
@@ -210,7 +208,7 @@ class VideoJob:
         if first >= analysis.frames:
             return
         begin = max(0, first - round(_WARM_UP * float(source.info.rate)))
-        writer = _Writer(folder, len(there), source, encoding, self.settings.compare)
+        writer = Segments(folder, len(there), source, encoding, self.settings.compare)
         behind = Behind(writer.take, _WRITE_BEHIND)
         span = (analysis.pts[begin], self._span(source)[1])
         frames = self.pipeline.restore(
@@ -276,60 +274,6 @@ class VideoJob:
         known, guide = self._asked().known, self.pipeline.pipeline.guide
         vectors = [] if known is None else [people.identities.vectors.cpu().numpy() for people in known.galleries]
         return [guide.name if guide is not None else "", *(hashlib.sha256(v.tobytes()).hexdigest() for v in vectors)]
-
-
-class _Writer:
-    """Takes restored frames in order and writes them into segments."""
-
-    def __init__(self, folder: Path, number: int, source: Source, encoding: Encoding, compare: bool):
-        self.folder, self.number, self.source, self.encoding = folder, number, source, encoding
-        self.compare = folder / COMPARE if compare else None
-        self.length = max(1, round(_SEGMENT * float(source.info.rate)))
-        self._writers: list[SegmentWriter] = []
-        self._lines: list[dict[str, Any]] = []
-        self._count = 0
-
-    def take(self, frame: RestoredFrame) -> None:
-        if not self._writers:
-            self._open()
-        source = frame.source
-        self._writers[-1].write(frame.pixels, source.pts, source.duration)
-        if self.compare:
-            self._writers[0].write(_beside(source, frame.pixels), source.pts, source.duration)
-        self._lines += frame.lines
-        self._count += 1
-        if self._count == self.length:
-            self._finish()
-
-    def _open(self) -> None:
-        info, (height, width) = self.source.info, self.encoding.size
-        if self.compare:
-            self.compare.mkdir(exist_ok=True)
-            wide = replace(self.encoding, size=(height, 2 * width))
-            self._writers.append(SegmentWriter(self.compare, self.number, info, wide))
-        self._writers.append(SegmentWriter(self.folder, self.number, info, self.encoding))
-
-    def _finish(self) -> None:
-        for writer in self._writers:  # the clip itself last: its list makes the segment count
-            writer.close({"lines": self._lines})
-        self._writers, self._lines, self._count = [], [], 0
-        self.number += 1
-
-    def close(self, well: bool) -> None:
-        if well and self._writers:
-            self._finish()
-        for writer in self._writers:
-            writer.drop()
-
-
-def _beside(source: Frame, result: np.ndarray) -> np.ndarray:
-    """[H,2W,3]: the frame before, enlarged to the size of the result, and the result."""
-    import cv2
-
-    before = source.pixels
-    if before.shape != result.shape:
-        before = cv2.resize(before, result.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    return np.concatenate([before, result], 1)
 
 
 def _ending(path: Path, codec: str) -> str:

@@ -18,14 +18,15 @@ from ..geometry.alignment import align
 from ..guidance.along import Moved, SharedGuide
 from ..guidance.fidelity import lowest_fidelity
 from ..guidance.gate import least_likeness
-from ..guidance.optimise import _MOST_DRIFT, GuidanceOptions
-from ..guidance.restoring import FaceWork, _nobody
+from ..guidance.judging import MOST_DRIFT
+from ..guidance.options import GuidanceOptions
+from ..guidance.restoring import FaceWork, nobody_known
 from ..identity.known import Known
 from ..identity.people import People, Person
 from ..identity.recogniser import mean_identity
 from ..types import Embeddings, RestoreOptions
 from .smoothing import landmarks_of
-from .tracks import Track, _together, as_face, sharpest
+from .tracks import Track, as_face, sharpest, together
 
 if TYPE_CHECKING:
     from ..pipeline import FacePipeline
@@ -138,7 +139,7 @@ class ClipPeople:
             if track.who is not None:
                 continue
             nearest = people.persons[int(scores[row].argmax())].name
-            track.unknown = _nobody(float(scores[row].max()), nearest, recogniser.name)
+            track.unknown = nobody_known(float(scores[row].max()), nearest, recogniser.name)
             if self.wanted.only:
                 track.kept, track.reason = False, f"nobody known ({track.unknown.removeprefix('not guided: ')})"
 
@@ -180,7 +181,7 @@ class ClipPeople:
         done, keys, offsets = [first], _keys(track, float(self.source.info.rate)), []
         for crop in self._read(track, keys) if not first.reason else ():
             moved = guide(crop, restorer(crop, options), max(1, self.guidance.steps // _KEY_STEPS))
-            better = moved.after >= moved.before and moved.drift <= _MOST_DRIFT
+            better = moved.after >= moved.before and moved.drift <= MOST_DRIFT
             offsets.append(moved.offset if better else torch.zeros_like(moved.offset))
             done.append(moved)
         reason = first.reason or _lost(done)
@@ -252,7 +253,7 @@ def _one_each(tracks: Sequence[Track], scores: np.ndarray, gate: float) -> list[
         row, person = divmod(int(place), scores.shape[1])
         if scores[row, person] < gate:
             break
-        taken = any(row == other or (who == person and _together(tracks[row], tracks[other])) for other, who in found)
+        taken = any(row == other or (who == person and together(tracks[row], tracks[other])) for other, who in found)
         if not taken:
             found.append((row, person))
     return found

@@ -123,7 +123,7 @@ def _gain(rows: np.ndarray, track: list[int], row: int, vectors: dict, means: di
         before = rows[track[-2]]
         steps = (new[FRAME] - last[FRAME]) / max(1.0, last[FRAME] - before[FRAME])
         box += np.tile(((last[BOX] - before[BOX])[:2] + (last[BOX] - before[BOX])[2:]) / 2 * min(steps, 3.0), 2)
-    overlap = max(_iou(box, new[BOX]), _iou(last[BOX], new[BOX]))
+    overlap = max(iou(box, new[BOX]), iou(last[BOX], new[BOX]))
     alike = 0.0
     if row in vectors and id(track) in means:
         mean = means[id(track)]
@@ -135,7 +135,7 @@ def _gain(rows: np.ndarray, track: list[int], row: int, vectors: dict, means: di
     return overlap + alike if overlap >= _OVERLAP else 0.0
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
+def iou(a: np.ndarray, b: np.ndarray) -> float:
     shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
     return float(shared / max(1e-9, (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
 
@@ -163,7 +163,7 @@ def name_people(tracks: Sequence[Track], recogniser: str) -> None:
     for track in sorted(tracks, key=lambda track: -len(track.boxes)):
         best, place = least, None
         for number, others in enumerate(people):
-            if track.vector is None or any(o.vector is None or _together(o, track) for o in others):
+            if track.vector is None or any(o.vector is None or together(o, track) for o in others):
                 continue
             mean = np.sum([len(o.boxes) * o.vector for o in others if o.vector is not None], axis=0)
             likeness = float(track.vector @ mean / max(1e-9, np.linalg.norm(mean)))
@@ -178,7 +178,7 @@ def name_people(tracks: Sequence[Track], recogniser: str) -> None:
             track.person = number
 
 
-def _together(a: Track, b: Track) -> bool:
+def together(a: Track, b: Track) -> bool:
     return a.start < b.stop and b.start < a.stop
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idcodeformer.guidance.optimise import GuidanceOptions, guide
+from idcodeformer.guidance.optimise import guide
+from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.restoration.tone import match_tone
 from idcodeformer.types import Embeddings
