@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.ops import box_iou, nms
+from torchvision.ops import batched_nms, box_iou, nms
 
 from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector
 from idcodeformer.detection.landmarks import MIRRORED, SIDE, settle
 from idcodeformer.detection.retinaface import NMS_THRESHOLD, decode, priors
+from idcodeformer.detection.suppression import suppress
 from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.types import DetectOptions, Face
@@ -58,12 +60,25 @@ def test_priors_decode_and_nms_match_the_reference() -> None:
     offsets, points = torch.tensor(goldens["offsets"]), torch.tensor(goldens["points"])
     boxes, landmarks = decode(anchors[goldens["index"]], offsets, points)
     scores = torch.tensor(goldens["scores"])
-    kept = nms(boxes * torch.tensor([width, height] * 2), scores, NMS_THRESHOLD)
+    kept = suppress(boxes * torch.tensor([width, height] * 2), scores, NMS_THRESHOLD)
     assert kept.tolist() == goldens["kept"].tolist()
     extent = torch.tensor([width, height], dtype=torch.float32)
     boxes, landmarks = boxes.unflatten(1, (2, 2)) * extent, landmarks * extent
     rows = torch.cat([boxes.flatten(1), scores[:, None], landmarks.flatten(1)], 1)[kept]
     assert np.abs(rows.numpy() - goldens["result"]).max() < 1e-3
+
+
+def test_suppression_is_torchvisions() -> None:
+    draw = torch.Generator().manual_seed(5)
+    corner, side = torch.rand(300, 2, generator=draw) * 60 - 5, torch.rand(300, 2, generator=draw) * 30 + 1
+    boxes, scores = torch.cat([corner, corner + side], 1), torch.rand(300, generator=draw)
+    groups = torch.randint(0, 3, (300,), generator=draw)
+    for overlap in (0.1, 0.4):
+        assert suppress(boxes, scores, overlap).tolist() == nms(boxes, scores, overlap).tolist()
+        expected = batched_nms(boxes, scores, groups, overlap).tolist()
+        assert suppress(boxes, scores - 2, overlap, groups.float()).tolist() == expected
+    assert suppress(boxes[:0], scores[:0], 0.4).tolist() == []
+    assert suppress(boxes[:1], scores[:1], 0.4, groups[:1]).tolist() == [0]
 
 
 @pytest.mark.parity
@@ -86,10 +101,16 @@ def test_raw_outputs_match_the_goldens(network: str) -> None:
 
 
 def test_unsteadied_findings_are_those_of_facexlib(detector: RetinaFaceDetector, portrait: Tensor) -> None:
+    retinaface = pytest.importorskip("facexlib.detection.retinaface")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it names a torchvision argument by its old name
+        reference = retinaface.RetinaFace("mobile0.25", device=torch.device("cpu")).eval()
+    reference.load_state_dict(detector.network.state_dict())
     image = (resized(portrait, 640, 640) * 255).round() / 255
     plain = RetinaFaceDetector(detector.network, "cpu", steady=False)
     pixels = np.ascontiguousarray((image.flip(0) * 255).round().permute(1, 2, 0).numpy())
-    theirs = torch.tensor(detector.network.detect_faces(pixels, 0.8, NMS_THRESHOLD))
+    with torch.no_grad():
+        theirs = torch.tensor(reference.detect_faces(pixels, 0.8, NMS_THRESHOLD))
     mine = plain([image])[0]
     assert len(mine) == len(theirs) == 1
     # facexlib hands out edge coordinates (the first pixel's centre is 0.5); ours are pixel centres.

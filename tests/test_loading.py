@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -16,7 +18,9 @@ from idcodeformer.networks.arcface import GRAY_CONFIG, IRSE50, IResNet, IResNetC
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.networks.mobileface import MobileFace, MobileFaceConfig
 from idcodeformer.networks.mobilefacenet import FoldedMobileFaceNet, MobileFaceNet, MobileFaceNetConfig
+from idcodeformer.networks.retinaface import RetinaFace
 from idcodeformer.networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
+from idcodeformer.runtime.skeleton import skeletons
 from idcodeformer.weights import loading
 
 TINY = dict(img_size=32, nf=8, ch_mult=(1, 2), codebook_size=16, emb_dim=8)
@@ -187,15 +191,47 @@ def test_discriminator_comes_back(arguments):
 
 
 @pytest.mark.parametrize("network", ["mobile0.25", "resnet50"])
-def test_retinaface_comes_back(tmp_path, network):
+def test_retinaface_is_facexlibs(tmp_path, network):
     retinaface = pytest.importorskip("facexlib.detection.retinaface")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # facexlib names a torchvision argument by its old name
-        net = retinaface.RetinaFace(network, device=torch.device("cpu"))
+        net = randomised(retinaface.RetinaFace(network, device=torch.device("cpu"))).eval()
     torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, tmp_path / "net.pth")
     back = loading.build(tmp_path / "net.pth", kind="detector")
     assert back.config == {"network_name": network}
     assert all(value.equal(back.state_dict()[key]) for key, value in net.state_dict().items())
+    pixels = torch.randn(2, 3, 77, 101)  # sides that no level divides
+    with torch.no_grad():
+        for theirs, ours in zip(net(pixels), back(pixels), strict=True):
+            assert theirs.shape == ours.shape and float(theirs.std()) > 0
+            assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_an_unknown_retinaface_is_refused():
+    with pytest.raises(ValueError, match="'mobile0.5' is none of mobile0.25, resnet50"):
+        RetinaFace("mobile0.5")
+
+
+def test_building_imports_no_compiler(root):
+    """torch's compiler, torchvision and facexlib take seconds and hundreds of MB, and nothing here needs them."""
+    code = """
+import sys
+from idcodeformer import FacePipeline, load_detector, load_parser, load_recogniser, load_restorer
+from idcodeformer.files.reading import read
+pipeline = FacePipeline(load_restorer(), load_detector(), load_recogniser(), load_parser())
+result = pipeline(read("idcodeformer/assets/group.jpg").frames[..., :400, :400])
+print(sorted({"torch._dynamo", "torch._inductor", "sympy", "torchvision", "facexlib", "numba"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_skeletons_have_shapes_and_no_memory():
+    with skeletons():
+        net = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 2))
+        loose = torch.nn.init.constant_(tensor=torch.empty(2), val=1.0)
+    assert all(p.is_meta for p in net.parameters()) and loose.is_meta
+    assert float(torch.nn.init.ones_(torch.empty(1))) == 1  # outside values are drawn as ever
 
 
 def test_parsenet_comes_back(tmp_path):

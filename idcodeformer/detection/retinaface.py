@@ -21,6 +21,7 @@ from ..runtime.memory import is_out_of_memory
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
 from .landmarks import refine
+from .suppression import suppress
 from .verification import Trust, confirmed, verify
 
 # The published networks' constants (facexlib detection/retinaface.py, biubug6/Pytorch_Retinaface data/config.py).
@@ -80,7 +81,7 @@ def decode(anchors: Tensor, offsets: Tensor, points: Tensor) -> tuple[Tensor, Te
 
 
 class RetinaFaceDetector:
-    """Finds faces with one of facexlib's RetinaFace networks (``mobile0.25`` or ``resnet50``, softmaxed output)."""
+    """Finds faces with one of the RetinaFace networks (``mobile0.25`` or ``resnet50``, softmaxed output)."""
 
     def __init__(
         self,
@@ -281,10 +282,8 @@ def _resize(image: Tensor, size: tuple[int, int], device: torch.device) -> Tenso
 
 def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:
     """Rows of all looks -> the faces of every image, best first, each face once."""
-    from torchvision.ops import batched_nms
-
     # Tiles show more of a face than the first look does, so theirs is the finding that stays.
-    kept = batched_nms(rows[:, 3:7], rows[:, 2] + rows[:, 1], rows[:, 0].long(), NMS_THRESHOLD)
+    kept = suppress(rows[:, 3:7], rows[:, 2] + rows[:, 1], NMS_THRESHOLD, rows[:, 0])
     best = rows[kept]
     best = best[best[:, 2].argsort(descending=True, stable=True)].cpu()
     faces: list[Faces] = []

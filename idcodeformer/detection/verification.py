@@ -21,6 +21,7 @@ from ..geometry.templates import ffhq_template, fit_similarity
 from ..geometry.warping import warp
 from ..types import DetectOptions, Face, Faces
 from .landmarks import BEST, SIDE, See, face_size, settle, to_image, vote
+from .suppression import suppress
 
 _PLAIN = 0.2  # residual of the landmarks, in eye distances, up to which it needs none; half the faces have 0.07
 _LIKE_A_FACE = 0.36  # and above which it is no face; profiles reach 0.31
@@ -208,8 +209,6 @@ def _quarters(points: Tensor) -> Tensor:
 
 def _look_turned(see: See, image: Tensor, turns: tuple[int, ...], side: int, confidence: float) -> Faces:
     """Faces [each a finding] of one picture in a square of ``side`` px, turned by these quarters."""
-    from torchvision.ops import nms
-
     height, width = image.shape[1:]
     scale = min(1.0, side / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -227,7 +226,7 @@ def _look_turned(see: See, image: Tensor, turns: tuple[int, ...], side: int, con
     out: list[Face] = []
     for view, matrix in enumerate(maps):
         good = scores[view] > confidence
-        kept = nms(boxes[view][good].float(), scores[view][good].float(), _NMS)
+        kept = suppress(boxes[view][good], scores[view][good], _NMS)
         corners = to_image(boxes[view][good][kept].double().unflatten(1, (2, 2)), matrix[None].expand(len(kept), 2, 3))
         low, high = corners.amin(1), corners.amax(1)
         places = to_image(points[view][good][kept].double(), matrix[None].expand(len(kept), 2, 3))

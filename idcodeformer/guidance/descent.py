@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..geometry.templates import arcface_crop
 from ..networks.codeformer import CodeState, adain_codes
+from ..runtime.skeleton import skeletons
 from ..runtime.winograd import fast_convolutions
 from ..types import RestoreOptions
 from .judging import squares_of
@@ -141,7 +142,7 @@ def ordinary(network: nn.Module) -> nn.Module:
 
 
 def _skeleton(network: nn.Module) -> nn.Module:
-    with torch.device("meta"):
+    with skeletons():
         return type(network)(network.config)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from ..errors import CorruptWeights, UnsupportedWeights, first_line
 from ..networks import adaface, arcface, foreign, mobileface, mobilefacenet
 from ..networks.codeformer import CodeFormer, CodeFormerConfig
 from ..networks.mini_parser import MiniParser, MiniParserConfig, mini_parser_config
+from ..networks.retinaface import RetinaFace
 from ..networks.vqgan import PatchDiscriminator, VQAutoEncoder, VQGANConfig
+from ..runtime.skeleton import skeletons
 from . import recovery
 from .reading import read_state, strip_prefix
 from .registry import GROUPS, OTHER_RUNTIMES, kinds_of
@@ -35,7 +36,6 @@ class Architecture:
     recover: Callable[[State], Any]
     construct: Callable[[Any], nn.Module]
     config_from_dict: Callable[[Mapping[str, Any]], Any] = dict
-    on_meta: bool = True  # may be built without memory and then given the file's tensors
 
 
 def _facexlib(module: str, name: str) -> type[nn.Module]:
@@ -45,13 +45,6 @@ def _facexlib(module: str, name: str) -> type[nn.Module]:
         return getattr(import_module(f"facexlib.{module}"), name)
     except ImportError as exc:
         raise ImportError(f"{name} comes from facexlib, which is not installed. Run: pip install facexlib") from exc
-
-
-def _retinaface(config: Mapping[str, Any]) -> nn.Module:
-    cls = _facexlib("detection.retinaface", "RetinaFace")
-    with warnings.catch_warnings():  # facexlib names a torchvision argument by its old name; nothing is downloaded
-        warnings.simplefilter("ignore")
-        return cls(**config, device=torch.device("cpu"))
 
 
 def _parsenet(config: Mapping[str, Any]) -> nn.Module:
@@ -84,7 +77,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "RetinaFace", "retinaface", ("BboxHead.0.conv1x1.weight", "LandmarkHead.0.conv1x1.weight"),
-        recovery.retinaface_config, _retinaface, on_meta=False,
+        recovery.retinaface_config, lambda config: RetinaFace(**config),
     ),
     Architecture(
         "ParseNet", "parsenet", ("encoder.0.conv2d.weight", "out_mask_conv.conv2d.weight"),
@@ -166,7 +159,7 @@ def build(
         if kinds and architecture.kind not in kinds:
             raise UnsupportedWeights(f"this is {architecture.name} ({architecture.kind}), not a {kind}.")
         module = _construct(architecture, state, metadata)
-        _fill(module, state, architecture.on_meta)
+        _fill(module, state)
     except UnsupportedWeights as exc:
         raise UnsupportedWeights(f"{where}: {exc}") from exc
     except CorruptWeights as exc:
@@ -182,7 +175,7 @@ def _construct(architecture: Architecture, state: State, metadata: Mapping[str, 
         else:
             config = architecture.recover(state)
         _refuse_endless(config, len(state))
-        with torch.device("meta" if architecture.on_meta else "cpu"):
+        with skeletons():
             module = architecture.construct(config)
     except (KeyError, IndexError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as exc:
         detail = first_line(exc)[:160]
@@ -209,7 +202,7 @@ def _refuse_endless(config: Any, tensors: int) -> None:
             raise ValueError(f"{name} asks for {count} blocks, the file has {tensors} tensors")
 
 
-def _fill(module: nn.Module, state: State, assign: bool) -> None:
+def _fill(module: nn.Module, state: State) -> None:
     """Strict load in float32. Batch-norm step counters, which some files drop, are not missed."""
     own = module.state_dict()
     given = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
@@ -226,7 +219,7 @@ def _fill(module: nn.Module, state: State, assign: bool) -> None:
     bad = next((k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()), None)
     if bad is not None:
         raise CorruptWeights(f"{bad} holds NaN or infinity. Download the file again.")
-    module.load_state_dict(given, strict=True, assign=assign)
+    module.load_state_dict(given, strict=True, assign=True)
 
 
 def config_of(module: nn.Module) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def parsenet_config(state: State) -> dict[str, Any]:
 
 
 def retinaface_config(state: State) -> dict[str, Any]:
-    """Which of facexlib's two RetinaFace networks this is."""
+    """Which of the two RetinaFace networks this is."""
     return {"network_name": "mobile0.25" if "body.stage1.0.0.weight" in state else "resnet50"}
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...errors import BadOption
 from ...networks.codeformer import CodeFormer, CodeState, FuseBlock, adain_codes
 from ...runtime.device import cuda_tf32, resolve_device
+from ...runtime.skeleton import skeletons
 from ...runtime.winograd import winograd_available
 from .graphs import Function, Graphs, Recorder
 from .plane_blocks import PlaneRunFuse, compile_planes
@@ -253,7 +254,7 @@ class ModuleEngine(Engine):
         self._graphs = None if recorder is None else Graphs(recorder, self._network)
 
     def _copy(self, network: CodeFormer) -> CodeFormer:
-        with torch.device("meta"):
+        with skeletons():
             copied = CodeFormer(network.config)
         state = {name: self._placed(name, tensor) for name, tensor in network.state_dict().items()}
         copied.load_state_dict(state, assign=True)
