@@ -4,7 +4,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption
@@ -55,6 +54,7 @@ class PasteFaces:
 def _pasted(frames: convert.Frames, given: Any, crops: list[Tensor], options: RestoreOptions, mask: Any):
     from ..idcodeformer.compositing.blend import paste
     from ..idcodeformer.geometry.alignment import align
+    from ..idcodeformer.geometry.resizing import resize
 
     found = faces.faces_of(given, frames)
     if found is None:
@@ -73,7 +73,7 @@ def _pasted(frames: convert.Frames, given: Any, crops: list[Tensor], options: Re
         if not here:
             continue
         side = max(crop.shape[-1] for crop in mine)
-        after = torch.cat([F.interpolate(crop[None], (side, side), mode="bicubic", antialias=True) for crop in mine])
+        after = torch.cat([resize(crop[None], (side, side), "bicubic") for crop in mine])
         before = align(pixels, [here], side)  # as Detect Faces does
         limits = None if masks is None else list(masks.part(number, number + 1))
         pictures, shares = paste(pixels, before, after.clamp(0, 1).to(pixels.device), options, None, limits)

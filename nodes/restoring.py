@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption, OutOfMemory
+from ..idcodeformer.geometry.resizing import resize
 from ..idcodeformer.runtime.validation import SMALLEST_CROP
 from ..idcodeformer.types import DetectOptions, Face, Faces, RestoreOptions
 from . import convert, faces, host, stream, video
@@ -170,7 +170,7 @@ def _resized(frames: convert.Frames, side: int) -> convert.Frames:
     out = torch.empty(len(frames), side, side, 3 + frames.extras, device=host.output_device())
     for start, stop in frames.chunks():
         planes = torch.cat([frames.part(start, stop), frames.extra(start, stop).movedim(-1, 1)], 1)
-        small = F.interpolate(planes, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        small = resize(planes, (side, side))
         out[start:stop].copy_(small.movedim(1, -1))
     return convert.Frames(out, frames.name)
 

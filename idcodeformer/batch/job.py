@@ -232,7 +232,7 @@ class RestoreJob:
             in_place=own,
         )
         frames = _stacked(result.images, picture.frames)
-        restored = replace(picture, frames=frames, alpha=_resized(picture.alpha, frames[0]))
+        restored = replace(picture, frames=frames, alpha=resized_alpha(picture.alpha, frames[0]))
         return Restored(marked(restored, result.report, self.model), result.report, result)
 
     def _crop(self, picture: Picture, progress: Progress | None) -> Restored:
@@ -240,7 +240,7 @@ class RestoreJob:
         faces, lines = self._loaded().restore_aligned(
             picture.frames, self.settings.options, self.settings.guidance, self.references, self.people, progress
         )
-        restored = replace(picture, frames=faces, alpha=_resized(picture.alpha, faces[0]))
+        restored = replace(picture, frames=faces, alpha=resized_alpha(picture.alpha, faces[0]))
         return Restored(marked(restored, lines, self.model), lines)
 
     def _loaded(self) -> FacePipeline:
@@ -287,7 +287,8 @@ def _stacked(images: Sequence[Tensor], before: Tensor) -> Tensor:
     return images[0][None] if len(images) == 1 else torch.stack(tuple(images))
 
 
-def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:
+def resized_alpha(alpha: Tensor | None, like: Tensor) -> Tensor | None:
+    """``alpha`` [F,1,H,W] in the size of ``like`` [...,H',W']."""
     size = like.shape[-2:]
     if alpha is None or alpha.shape[-2:] == size:
         return alpha

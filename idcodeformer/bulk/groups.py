@@ -9,10 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..batch import Outcome, RestoreJob
+from ..batch.job import resized_alpha
 from ..batch.outcome import marked
 from ..errors import BadImage, IDCodeFormerError
 from ..files.reading import Picture, decode
@@ -134,19 +133,13 @@ def _restore_run(job: RestoreJob, run: list[_Entry], faces: list[Faces]) -> None
     for entry in run:
         count = len(entry.picture.frames)
         images = torch.stack(result.images[place : place + count])
-        entry.picture = replace(entry.picture, frames=images, alpha=_resized(entry.picture.alpha, images))
+        entry.picture = replace(entry.picture, frames=images, alpha=resized_alpha(entry.picture.alpha, images))
         lines = [line for line in result.report if place <= line.image < place + count]
         entry.picture = marked(entry.picture, lines, job.model)
         entry.outcome.faces = [replace(line, image=line.image - place, crop=None).to_dict() for line in lines]
         entry.outcome.status = "restored" if entry.outcome.restored else "no face"
         entry.outcome.seconds = round((time.perf_counter() - start) * count / len(frames), 3)
         place += count
-
-
-def _resized(alpha: Tensor | None, like: Tensor) -> Tensor | None:
-    if alpha is None or alpha.shape[-2:] == like.shape[-2:]:
-        return alpha
-    return F.interpolate(alpha, like.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _ending(job: RestoreJob, picture: Picture) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..batch.outcome import marked
 from ..detection.selection import select
@@ -17,6 +16,7 @@ from ..files.pixels import to_levels
 from ..files.reading import Picture, read
 from ..files.writing import write, write_bytes
 from ..geometry.alignment import align
+from ..geometry.resizing import resize
 from ..geometry.warping import warp
 from ..guidance.options import GuidanceOptions
 from ..identity.people import People
@@ -95,7 +95,7 @@ def fitted(image: Tensor, detector: Detector, side: int) -> Tensor:
     if scale >= 1:
         return image
     size = [max(1, round(length * scale)) for length in image.shape[-2:]]
-    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return resize(image[None], size, "bicubic")[0].clamp(0, 1)
 
 
 def show(name: str, networks: Networks, w: float, guidance: GuidanceOptions, seed: int) -> Shown:

@@ -143,6 +143,7 @@ def _encode(picture: Picture, kind: str) -> bytes:
     image = to_image(frame, None if picture.alpha is None else picture.alpha[0])
     buffer = io.BytesIO()
     image.save(buffer, kind, **_settings(picture, kind, icc))
+    del image  # as large as the file's bytes, which are copied next
     data = buffer.getvalue()
     if kind != "JPEG":
         return data
