@@ -101,6 +101,7 @@ def test_the_lineage_of_the_built_in_pair_can_be_configured(tmp_path: Path) -> N
             assert all(k.startswith("identity") for k in config["loss"] if config["loss"][k] != other["loss"][k])
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "stage3_id", "recogniser"])
+@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "stage3_id", "recogniser", "finetune", "finetune_id"])
 def test_the_configurations_of_the_built_in_networks_load(root: Path, name: str) -> None:
-    assert load_config(root / f"training/configs/mini/{name}.yaml").stage == name
+    stage = {"finetune": "stage3", "finetune_id": "stage3_id"}.get(name, name)
+    assert load_config(root / f"training/configs/mini/{name}.yaml").stage == stage

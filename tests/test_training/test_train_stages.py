@@ -76,6 +76,22 @@ def test_frozen_parts_did_not_move(runs, arguments, base, faces, name):
     assert not {k.split(".")[0] for k in after} & set(FROZEN)  # they come from their own files
 
 
+def test_fusion_at_a_further_side_starts_without_effect(runs, arguments, base, faces, tmp_path):
+    given = [f"data.roots=[{faces}]", *arguments["stage3"], f"init={runs['stage3'] / 'last.ckpt'}"]
+    narrow = build_stage(load_config(base, given)).net.eval()
+    wide = build_stage(load_config(base, [*given, "net.connect_list=[16,32,64]"])).net.eval()
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(narrow(pixels, 1.0)[0], wide(pixels, 1.0)[0])
+        assert not torch.equal(narrow(pixels, 1.0)[0], narrow(pixels, 0.0)[0])
+    wide(pixels, 1.0)[0].square().mean().backward()  # and it learns
+    assert float(wide.fuse_convs_dict["64"].shift[-1].weight.grad.abs().sum()) > 0
+    bare = {k: v for k, v in narrow.state_dict().items() if not k.startswith("fuse_convs_dict")}
+    torch.save({"params_ema": bare}, tmp_path / "bare.pth")
+    fresh = build_stage(load_config(base, [*given[:-1], f"init={tmp_path / 'bare.pth'}"])).net
+    assert all(bool(block.shift[-1].weight.any()) for block in fresh.fuse_convs_dict.values())
+
+
 @pytest.mark.parametrize("name", ["distil", "stage1", "stage2", "stage3_id"])
 def test_frozen_networks_stay_frozen_in_training_mode(runs, arguments, base, faces, name):
     config = load_config(base, [f"data.roots=[{faces}]", *arguments[name], "loss.gan=0"])

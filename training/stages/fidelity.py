@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from idcodeformer.networks.codeformer import CodeFormer
 
 from ..config import ConfigError, TrainConfig
 from ..data.dataset import to_unit
 from ..data.sampling import Positions, uniform
-from ..weights import load_part
+from ..weights import load_part, read_tensors
 from .base import Batch, codeformer_config
 from .codes import AUTOENCODER, PREDICTION, CodeStage
 from .losses import rim_weights
@@ -46,7 +46,22 @@ class FidelityStage(CodeStage):
         load_part(self.net, path, ("encoder", *PREDICTION) if own else (*AUTOENCODER, *PREDICTION))
         if own:
             load_part(self.net, self.config.vqgan or path, ("quantize", "generator"))
-        load_part(self.net, path, ("fuse_convs_dict",), optional=True)
+        self._load_fusion(path)
+
+    def _load_fusion(self, path: str) -> None:
+        """A file without fusion (stage II) leaves all blocks as they are. Sides that another lacks start without
+        effect, so that a network may be given fusion at further sides and is at first the one that it was."""
+        state = read_tensors(path)
+        if not any(key.startswith("fuse_convs_dict.") for key in state):
+            return
+        for side, block in self.net.fuse_convs_dict.items():
+            part = f"fuse_convs_dict.{side}"
+            if any(key.startswith(f"{part}.") for key in state):
+                load_part(self.net, path, (part,), state=state)
+                continue
+            for branch in (block.scale, block.shift):
+                nn.init.zeros_(branch[-1].weight)
+                nn.init.zeros_(branch[-1].bias)
 
     def _freeze(self) -> None:
         """Nothing beyond the codebook, and the generator unless the run trains it on."""
