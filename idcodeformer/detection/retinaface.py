@@ -1,4 +1,4 @@
-"""RetinaFace (Deng et al. 2020): facexlib's networks, with pre- and post-processing that stay on the device.
+"""Finding faces by RetinaFace (Deng et al. 2020), with pre- and post-processing that stay on the device.
 
 The whole picture is looked at with its short side at 640 px, as the reference does, and pictures far larger than that a
 second time in overlapping tiles, for faces too small for the first look. Everything is batched over pictures, and what
@@ -282,10 +282,11 @@ def _resize(image: Tensor, size: tuple[int, int], device: torch.device) -> Tenso
 
 def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:
     """Rows of all looks -> the faces of every image, best first, each face once."""
+    rows = rows.cpu()  # in one transfer
     # Tiles show more of a face than the first look does, so theirs is the finding that stays.
     kept = suppress(rows[:, 3:7], rows[:, 2] + rows[:, 1], NMS_THRESHOLD, rows[:, 0])
     best = rows[kept]
-    best = best[best[:, 2].argsort(descending=True, stable=True)].cpu()
+    best = best[best[:, 2].argsort(descending=True, stable=True)]
     faces: list[Faces] = []
     for number in range(count):
         mine = best[best[:, 0] == number]

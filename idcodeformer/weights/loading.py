@@ -38,17 +38,12 @@ class Architecture:
     config_from_dict: Callable[[Mapping[str, Any]], Any] = dict
 
 
-def _facexlib(module: str, name: str) -> type[nn.Module]:
-    from importlib import import_module
-
-    try:
-        return getattr(import_module(f"facexlib.{module}"), name)
-    except ImportError as exc:
-        raise ImportError(f"{name} comes from facexlib, which is not installed. Run: pip install facexlib") from exc
-
-
 def _parsenet(config: Mapping[str, Any]) -> nn.Module:
-    return _facexlib("parsing.parsenet", "ParseNet")(**config)
+    try:
+        from facexlib.parsing.parsenet import ParseNet
+    except ImportError as exc:
+        raise ImportError("ParseNet comes from facexlib, which is not installed. Run: pip install facexlib") from exc
+    return ParseNet(**config)
 
 
 _IRESNET = arcface.IResNetConfig.from_dict

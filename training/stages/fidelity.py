@@ -42,16 +42,15 @@ class FidelityStage(CodeStage):
         return net.eval().requires_grad_(False)
 
     def _load(self, path: str) -> None:
-        own = self.config.fidelity.generator_from_vqgan
-        load_part(self.net, path, ("encoder", *PREDICTION) if own else (*AUTOENCODER, *PREDICTION))
+        own, state = self.config.fidelity.generator_from_vqgan, read_tensors(path)
+        load_part(self.net, path, ("encoder", *PREDICTION) if own else (*AUTOENCODER, *PREDICTION), state=state)
         if own:
             load_part(self.net, self.config.vqgan or path, ("quantize", "generator"))
-        self._load_fusion(path)
+        self._load_fusion(path, state)
 
-    def _load_fusion(self, path: str) -> None:
+    def _load_fusion(self, path: str, state: dict[str, Tensor]) -> None:
         """A file without fusion (stage II) leaves all blocks as they are. Sides that another lacks start without
         effect, so that a network may be given fusion at further sides and is at first the one that it was."""
-        state = read_tensors(path)
         if not any(key.startswith("fuse_convs_dict.") for key in state):
             return
         for side, block in self.net.fuse_convs_dict.items():
