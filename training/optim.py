@@ -24,11 +24,12 @@ class EMA:
     def update(self, net: nn.Module, step: int) -> None:
         """Take in the weights after ``step`` (0-based): average = decay * average + (1 - decay) * weights."""
         decay = min(self.decay, (1 + step) / (1 + step + 1 / self.share))
-        for mine, new in zip(self.net.state_dict().values(), net.state_dict().values()):
-            if mine.is_floating_point():
-                mine.lerp_(new.to(mine.dtype), 1 - decay)
-            else:
-                mine.copy_(new)
+        mine, new = list(self.net.state_dict().values()), list(net.state_dict().values())
+        moving = [i for i, value in enumerate(mine) if value.is_floating_point()]
+        if moving:  # as a list: on a GPU some hundred small kernels would cost more than the arithmetic
+            torch._foreach_lerp_([mine[i] for i in moving], [new[i].to(mine[i].dtype) for i in moving], 1 - decay)
+        for i in set(range(len(mine))) - set(moving):
+            mine[i].copy_(new[i])
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:

@@ -13,7 +13,7 @@ from test_train_processes import finish, launch
 from training.checkpoint import read_checkpoint
 from training.config import load_config
 from training.data.dataset import collate
-from training.data.sampling import noise, uniform
+from training.data.sampling import _noise_at_once, noise, uniform
 from training.runlog import _forget_after
 from training.trainer import Trainer
 from training.weights import move
@@ -180,6 +180,18 @@ def test_positions_stay_on_the_host():
     assert there["position"] == [3, 4] and there["truth"].device.type == "meta" and there["name"] == ["a", "b"]
     assert torch.equal(uniform([3, 4], 1, "jitter", 2), uniform(batch["position"], 1, "jitter", 2))
     assert torch.equal(noise([3, 4], 1, 0.5, (2,)), noise(batch["position"], 1, 0.5, (2,)))
+
+
+def test_the_noise_of_a_batch_goes_by_its_first_position():
+    """On a device it is drawn there, at once: the same when resumed, with each sample's own deviation."""
+
+    def drawn(*positions: int, seed: int = 1) -> torch.Tensor:
+        return _noise_at_once(positions, seed, 0.5, (64, 64), "cpu")
+
+    assert torch.equal(drawn(3, 4, 5), drawn(3, 4, 5)) and drawn(3, 4).shape == (2, 64, 64)
+    assert not torch.allclose(drawn(3, 4), drawn(4, 5)) and not torch.allclose(drawn(3, 4), drawn(3, 4, seed=2))
+    spread = drawn(*range(200)).flatten(1).std(1)
+    assert 0.22 < spread.mean() < 0.28 and spread.min() < 0.05 and 0.45 < spread.max() < 0.53
 
 
 def test_a_crash_while_the_table_is_cut_keeps_it(tmp_path, monkeypatch):

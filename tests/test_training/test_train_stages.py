@@ -180,6 +180,21 @@ def test_published_timetable_has_image_losses_in_some_steps_only(runs, train, ar
     assert list(table["l1"]) == list(table["d"]) == [1, 2, 4, 7]  # steps 0, 1, 3, 6
 
 
+def test_without_terms_of_the_codes_nobody_looks_for_them(runs, arguments, base, faces, train, tmp_path):
+    runs["stage2"]
+    words = ["loss.code=0", "loss.feature=0", "loss.gan=0", "fidelity.code_selection=hard", "steps=2", "log_every=1"]
+    stage = build_stage(load_config(base, [f"data.roots=[{faces}]", *arguments["control"], *words]))
+    stage.target = None
+    batch = {name: torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8) for name in ("truth", "degraded")}
+    out = stage({**batch, "position": [0, 1]}, 0)
+    assert not {"code", "feature"} & out.keys() and out["total"].item() > 0
+    out["total"].backward()
+    assert train(tmp_path, *arguments["control"], *words) == 0
+    for stage, more in (("stage2", []), ("stage3", ["fidelity.code_only_every=3"])):
+        with pytest.raises(ConfigError, match="loss.code"):
+            load_config(base, [f"stage={stage}", f"data.roots=[{faces}]", *words, *more])
+
+
 def test_generator_trains_only_where_asked(runs, arguments, base, faces):
     runs["stage2"]
     for asked in (False, True):
@@ -195,6 +210,10 @@ def test_parts_may_be_frozen_by_name(runs, arguments, base, faces):
     stage = build_stage(load_config(base, [*words, "fidelity.freeze=[encoder,position_emb]"]))
     trained = {name.split(".")[0] for name, p in stage.net.named_parameters() if p.requires_grad}
     assert not trained & {"encoder", "position_emb", "quantize", "generator"} and "ft_layers" in trained
+    side = next(iter(stage.net.fuse_convs_dict))
+    stage = build_stage(load_config(base, [*words, f"fidelity.freeze=[fuse_convs_dict.{side}]"]))
+    for name, block in stage.net.fuse_convs_dict.items():
+        assert all(p.requires_grad == (name != side) for p in block.parameters())
     with pytest.raises(ConfigError, match="'fidelity.freeze': 'encodr' is none of"):
         build_stage(load_config(base, [*words, "fidelity.freeze=[encodr]"]))
 

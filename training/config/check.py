@@ -119,6 +119,9 @@ def _check_losses(config: TrainConfig) -> None:
         _refuse("loss.identity", "stage3 has no identity loss; write stage: stage3_id")
     if config.stage not in ("stage3", "stage3_id") and loss.anchor:
         _refuse("loss.anchor", f"{config.stage} has no anchor; only stage III has")
+    codes_only = config.stage == "stage2" or config.stage.startswith("stage3") and config.fidelity.code_only_every > 1
+    if codes_only and not (loss.code or loss.feature):
+        _refuse("loss.code", "steps of codes alone have nothing to learn from; give it or loss.feature a weight")
     always = loss.l1 or loss.pooled or loss.mse or loss.ssim or (loss.perceptual and loss.perceptual_every == 1)
     if config.stage in ("stage1", "stage3", "stage3_id") and loss.gan and not always:
         _refuse("loss.gan", "it follows the gradient of l1 and perceptual; give one of them a weight in every step")

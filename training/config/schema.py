@@ -156,7 +156,7 @@ class FidelityConfig:
     detach_features: bool = False  # True = published: no gradient from the fusion to the encoder
     adain: bool = False
     generator_from_vqgan: bool = False  # codebook and generator from vqgan, the rest from init: where stage I went on
-    freeze: list[str] = field(default_factory=list)  # parts that stay as init has them, e.g. encoder, ft_layers
+    freeze: list[str] = field(default_factory=list)  # what stays as init has it, e.g. encoder, fuse_convs_dict.16
     train_generator: bool = False  # published: frozen. True lets a short run go on with a generator that still improves
     code_only_every: int = 0  # published joint schedule: only each N-th step has image losses; 0 = every step
     code_only_from: int = 0

@@ -68,7 +68,12 @@ class CodeStage(Stage):
     def _code_terms(
         self, logits: Tensor, lq_feat: Tensor, batch: Batch, out: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The truth in [-1,1], and the weighted sum of cross-entropy and feature distance (equation 3)."""
+        """The truth in [-1,1], and the weighted sum of cross-entropy and feature distance (equation 3).
+
+        Where neither counts the truth's codes are not looked for: that takes a pass of the stage I encoder.
+        """
+        if not (self.config.loss.code or self.config.loss.feature):
+            return to_unit(batch["truth"], self.device), logits.new_zeros((), dtype=torch.float32)
         truth, codes, quant = self._targets(batch)
         out["code"], out["feature"] = code_losses(logits.float(), lq_feat.float(), codes, quant)
         out["code_accuracy"] = (logits.argmax(2) == codes).float().mean()

@@ -67,6 +67,7 @@ class FidelityStage(CodeStage):
         rule = self.config.fidelity
         self.net.generator.requires_grad_(rule.train_generator)
         parts = dict(self.net.named_children()) | dict(self.net.named_parameters(recurse=False))
+        parts |= {f"fuse_convs_dict.{side}": block for side, block in self.net.fuse_convs_dict.items()}
         for name in rule.freeze:
             if name not in parts:
                 raise ConfigError(f"Configuration key 'fidelity.freeze': {name!r} is none of {', '.join(parts)}.")

@@ -160,7 +160,7 @@ class IdentityLoss(nn.Module):
         with torch.autocast(restored.device.type, enabled=False), cuda_tf32(False):
             crop = self._crop(restored, offset, sigma)
             if self.noise and positions is not None:
-                grain = noise(positions, self.seed, self.noise, tuple(crop.shape[1:])).to(crop.device)
+                grain = noise(positions, self.seed, self.noise, tuple(crop.shape[1:]), crop.device)
             crop = crop + grain
             with torch.no_grad():
                 crop_truth = self._crop(truth, offset, sigma) + grain
