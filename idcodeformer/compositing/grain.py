@@ -1,8 +1,9 @@
 """Grain, halftone and paper around a face are measured in the picture and put back over the restored face.
 
-A network takes grain for damage, and a clean face in a grainy print shows as a patch. Nothing is copied: the power
-spectrum of the smoothest blocks around the face is measured, and new noise of what the restored face lacks of it is
-added. Everything stays on the device; no value is looked at.
+A network takes grain for damage, and a clean face in a grainy print shows as a patch. The power spectrum of the
+smoothest blocks around the face is measured, and new noise of what the restored face lacks of it is added. A regular
+pattern, such as the screen of a printed photograph, would be a patch too if its dots stood elsewhere: of that the
+picture's own frequencies come back. Everything stays on the device; no value is looked at.
 """
 from __future__ import annotations
 
@@ -24,6 +25,11 @@ _UNEVEN, _EVEN = 0.35, 0.55
 _MOST_RAISE = 1.6  # by which the smoothest blocks may stand for all
 _TOLERANCE = 1.3  # of grain inside the face against around it, that still counts as equal
 _DARK, _LIGHT = 0.04, 0.96  # mean of a block beyond which grain is clipped away
+_WEAK = 0.02  # of the strongest frequency, up to which one does not belong to a regular pattern
+_LAGS = (20, 60)  # px over which a regular pattern is asked to repeat
+_WAYS = 8  # directions in all of which it has to: an edge repeats along itself only
+_REPEATS = (0.18, 0.32)  # autocorrelation between which it is believed: pictures reach 0.14, printed ones begin at 0.4
+_ENOUGH = 512  # px of a face, along a side, that are looked at
 
 
 def add_grain(
@@ -49,9 +55,13 @@ def add_grain(
     wanted = there.grain(outside)
     own = there.smoothest(inside)[0].sum()
     limit = _believed(own) * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
+    inner = (slice(y0 - around[1], y1 - around[1]), slice(x0 - around[0], x1 - around[0]))
+    regular = there.strong(inside) * _believed(own) * _repeats(before[inner])
     lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
-    noise = _noise(lacking, seed, (y1 - y0, x1 - x0))
+    beside = F.max_pool2d(F.pad(regular[None, None], (1, 1, 1, 1), mode="circular"), 3, 1)[0, 0]
+    noise = _noise(lacking * (1 - beside), seed, (y1 - y0, x1 - x0))
     part = (slice(None), slice(y0, y1), slice(x0, x1))
+    noise += _passed(before - surroundings(canvas, box), regular)[(None, *inner)]
     if share is not None:
         mixed = share[part]  # of the picture's own grain (1 - mixed)^2 is there still
         noise = noise * (2 * mixed - mixed.square()).clamp(min=0).sqrt()
@@ -113,6 +123,13 @@ class _Blocks:
         raised = mean * (1 / (1 - 1.4 * width).clamp(min=1e-3)).clamp(max=_MOST_RAISE)
         return raised * _believed(mean.sum()) * ((ratio - _UNEVEN) / (_EVEN - _UNEVEN)).clamp(0, 1)
 
+    def strong(self, chosen: Tensor) -> Tensor:
+        """[16,16] in [0,1]: the frequencies that hold the power of the ``chosen`` blocks, each block counting alike."""
+        power = self.spectra.sum((1, 2))
+        weight = (chosen & (self.level > _DARK) & (self.level < _LIGHT) & (power > _LEAST**2)).float()
+        even = (self.spectra / power.clamp(min=1e-12)[:, None, None] * weight[:, None, None]).sum(0)
+        return ((even / even.max().clamp(min=1e-12) - _WEAK) / _WEAK).clamp(0, 1)
+
     @staticmethod
     def _at(ordered: Tensor, count: Tensor, share: float) -> Tensor:
         """The value at ``share`` of the first ``count``."""
@@ -130,15 +147,48 @@ def _noise(spectrum: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
     device = spectrum.device
     tile = min(_TILE, -(-max(size) // _BLOCK) * _BLOCK)
     white = _white(tile, seed, device)
-    centred = torch.fft.fftshift(spectrum)[None, None]
-    wrapped = F.pad(centred, (1, 1, 1, 1), mode="circular")
-    axis = (torch.arange(tile, device=device) * (_BLOCK / tile) + 1.5) * 2 / (_BLOCK + 2) - 1
-    grid = torch.stack(torch.broadcast_tensors(axis, axis[:, None]), -1)[None]
-    density = torch.fft.ifftshift(F.grid_sample(wrapped, grid, "bilinear", align_corners=False)[0, 0]).clamp(min=0)
+    density = _at_frequencies(spectrum, (tile, tile))
     density = density * (spectrum.sum() / density.mean().clamp(min=1e-20))
     plane = torch.fft.ifft2(torch.fft.fft2(white) * density.sqrt()).real
     repeats = [-(-side // tile) for side in size]
     return plane.repeat(*repeats)[None, : size[0], : size[1]]
+
+
+def _repeats(plane: Tensor) -> Tensor:
+    """Scalar in [0,1]: whether [H,W] holds one pattern that repeats in all directions, like the screen of a print."""
+    height, width = (min(side, _ENOUGH) for side in plane.shape)
+    top, left = (plane.shape[0] - height) // 2, (plane.shape[1] - width) // 2
+    part = plane[None, None, top : top + height, left : left + width]
+    fast = (part - F.avg_pool2d(F.pad(part, (8, 8, 8, 8), mode="replicate"), 17, 1))[0, 0]
+    most = 3 * fast.abs().median()  # a few edges shall not outweigh it
+    fast = fast.clamp(-most, most)
+    reach = min(_LAGS[1], min(height, width) // 2)
+    size = (height + reach, width + reach)
+    both = [torch.fft.ifft2(torch.fft.fft2(each, s=size).abs().square()).real for each in (fast, torch.ones_like(fast))]
+    like = both[0] / both[1].clamp(min=1)
+    y, x = (torch.fft.fftfreq(side, 1 / side, device=plane.device) for side in size)
+    lag, way = torch.hypot(y[:, None], x), torch.remainder(torch.atan2(y[:, None], x) / torch.pi, 1) * _WAYS
+    there = (lag >= _LAGS[0]) & (lag <= reach)
+    best = [torch.where(there & (way >= n) & (way < n + 1), like, -torch.inf).max() for n in range(_WAYS)]
+    least = torch.stack(best).min() / like[0, 0].clamp(min=1e-12)
+    return ((least - _REPEATS[0]) / (_REPEATS[1] - _REPEATS[0])).clamp(0, 1)
+
+
+def _passed(plane: Tensor, share: Tensor) -> Tensor:
+    """``plane`` [H,W] filtered: ``share`` [16,16] in [0,1] of each frequency. Mirrored at its edges."""
+    height, width = plane.shape
+    edged = F.pad(plane[None, None], (_BLOCK,) * 4, mode="reflect")[0, 0]
+    passed = torch.fft.ifft2(torch.fft.fft2(edged) * _at_frequencies(share, tuple(edged.shape))).real
+    return passed[_BLOCK : _BLOCK + height, _BLOCK : _BLOCK + width]
+
+
+def _at_frequencies(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[16,16] values of frequencies, in the order of an FFT, between those of an FFT of ``size``: [h,w], at least 0."""
+    wrapped = F.pad(torch.fft.fftshift(values)[None, None], (1, 1, 1, 1), mode="circular")
+    cycles = (torch.fft.fftshift(torch.fft.fftfreq(side, 1 / _BLOCK, device=values.device)) for side in size)
+    y, x = ((each + _BLOCK / 2 + 1.5) * 2 / (_BLOCK + 2) - 1 for each in cycles)
+    grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), -1)[None]
+    return torch.fft.ifftshift(F.grid_sample(wrapped, grid, "bilinear", align_corners=False)[0, 0]).clamp(min=0)
 
 
 def _white(side: int, seed: int, device: torch.device) -> Tensor:
