@@ -424,3 +424,14 @@ def test_a_locale_of_ascii_costs_no_picture(small: Path, tiny_restorer: Path, tm
     (entry,) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["files"]
     assert entry["input"].encode("utf-8", "surrogateescape") == os.fsencode(file) and entry["status"] == "restored"
     assert (tmp_path / "out/final_results" / file.name).is_file()
+
+
+@pytest.mark.parametrize(("words", "code"), [(["models", "list"], 0), (["models", "verify", "nosuch"], 1)])
+def test_what_aborts_after_the_work_does_not_change_how_it_ended(words: list[str], code: int) -> None:
+    """As threads of Ray have done while the interpreter was taken down: exit code 134 for work that was done."""
+    script = (
+        "import atexit, os, runpy, sys, types; atexit.register(os.abort); sys.modules['ray'] = types.ModuleType('ray'); "
+        f"sys.argv = ['idcodeformer', *{words!r}]; runpy.run_module('idcodeformer', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and (done.stdout if code == 0 else done.stderr).endswith("\n")
