@@ -430,7 +430,8 @@ def test_a_locale_of_ascii_costs_no_picture(small: Path, tiny_restorer: Path, tm
 def test_what_aborts_after_the_work_does_not_change_how_it_ended(words: list[str], code: int) -> None:
     """As threads of Ray have done while the interpreter was taken down: exit code 134 for work that was done."""
     script = (
-        "import atexit, os, runpy, sys, types; atexit.register(os.abort); sys.modules['ray'] = types.ModuleType('ray'); "
+        "import atexit, os, runpy, sys, types; atexit.register(os.abort); "
+        "sys.modules['ray'] = types.ModuleType('ray'); "
         f"sys.argv = ['idcodeformer', *{words!r}]; runpy.run_module('idcodeformer', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
