@@ -37,6 +37,26 @@ def test_every_tensor_lies_on_the_line(pair, strength) -> None:
     assert all(f"{file.name} {sha256_of(file)}" in texts["blend_of"] for file in pair)
 
 
+def test_fusion_that_the_first_lacks_grows_along_the_line(pair, tmp_path) -> None:
+    torch.manual_seed(1)
+    b = build(pair[1])
+    narrow = CodeFormer(replace(TINY, connect_list=TINY.connect_list[:-1]))
+    missing, extra = narrow.load_state_dict({k: v for k, v in b.state_dict().items() if k in narrow.state_dict()})
+    assert not missing and not extra
+    first = save(narrow, tmp_path / "narrow.safetensors", {"licence": "terms of C"})
+    x, lacking = torch.rand(1, 3, TINY.img_size, TINY.img_size), f"fuse_convs_dict.{TINY.connect_list[-1]}."
+    for strength in (0.0, 0.4, 1.0):
+        net, texts = blend(first, pair[1], strength)
+        assert net.config == TINY and texts["licence"] == "terms of C And: terms of B"
+        for name, value in net.state_dict().items():
+            last = name.startswith(lacking) and (".scale.2." in name or ".shift.2." in name)
+            assert torch.allclose(value, b.state_dict()[name] * (strength if last else 1), atol=1e-6), name
+        if strength in (0.0, 1.0):
+            assert torch.allclose(net(x, 1.0)[0], (narrow, b)[int(strength)](x, 1.0)[0], atol=1e-5)
+    with pytest.raises(UnsupportedWeights, match="only two trainings of one network"):
+        blend(pair[1], first, 0.5)  # B's fusion is what grows
+
+
 def test_only_trainings_of_one_network_are_blended(pair, tmp_path) -> None:
     other = CodeFormer(replace(TINY, n_layers=2))
     save(other, tmp_path / "other.safetensors")

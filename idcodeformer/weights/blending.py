@@ -2,16 +2,20 @@
 
 Control and identity arm share their start and their codebook, so that the straight line between them is made of working
 networks (linear mode connectivity, Frankle et al. 2020; fine-tuned weights: Wortsman et al. 2022). Along it likeness
-grows about in proportion and the error with the square.
+grows about in proportion and the error with the square. Fusion that A lacks is B's without effect there, so that its
+effect grows along the line.
 """
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..errors import BadOption, UnsupportedWeights
+from ..networks.codeformer import CodeFormer
 from .loading import build, config_of
 
 _LEAST, _MOST = -1.0, 3.0  # strengths; beyond, nothing of either network is left
@@ -31,6 +35,7 @@ def blend(first: Path, second: Path, strength: float) -> tuple[nn.Module, dict[s
     if not _LEAST <= strength <= _MOST:
         raise BadOption(f"The strength is {strength}; give a number from {_LEAST:g} to {_MOST:g}.")
     a, b = build(first), build(second)
+    a = _with_fusion_of(a, b)
     if type(a) is not type(b) or config_of(a) != config_of(b):
         raise UnsupportedWeights(
             f"{first.name} is {type(a).__name__} {config_of(a)}, {second.name} is {type(b).__name__} {config_of(b)}; "
@@ -54,6 +59,24 @@ def blend(first: Path, second: Path, strength: float) -> tuple[nn.Module, dict[s
         "blend_of": f"{first.name} {sha256_of(first)}; {second.name} {sha256_of(second)}",
         "licence": _licences(a, b),
     }
+
+
+def _with_fusion_of(a: nn.Module, b: nn.Module) -> nn.Module:
+    """``a`` with fusion at the sides of ``b`` too, where it lacks only those and is a CodeFormer; else ``a`` itself."""
+    if not (isinstance(a, CodeFormer) and isinstance(b, CodeFormer)):
+        return a
+    lacking = [side for side in b.config.connect_list if side not in a.config.connect_list]
+    if not lacking or replace(a.config, connect_list=b.config.connect_list) != b.config:
+        return a
+    wide = copy.deepcopy(b)
+    for side in lacking:
+        block = wide.fuse_convs_dict[str(side)]
+        for branch in (block.scale, block.shift):
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
+    wide.load_state_dict(a.state_dict(), strict=False)
+    wide.weights_metadata = getattr(a, "weights_metadata", {})
+    return wide
 
 
 def _licences(*networks: nn.Module) -> str:

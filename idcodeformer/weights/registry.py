@@ -19,6 +19,7 @@ INSIGHTFACE_RELEASE = "https://github.com/deepinsight/insightface/releases/downl
 ARCFACE_TORCH = "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch"
 GFPGAN_RELEASE = "https://github.com/TencentARC/GFPGAN/releases/download/"
 LFW_NOTE = "Trained on LFW photographs, whose rights stay with their owners: for research."
+PAIR_NOTE = "Trained on LFW, at the end also on FFHQ, CelebA-HQ and synthetic faces: for research, non-commercial."
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ WEIGHTS: tuple[Weight, ...] = (
         sha256="69cad3153434cd1a11cb98355c37adef71e201d9a89fb142a3015cc03f60d669",
     ),
     _embedded(
-        "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_256_996,
-        sha256="09a19314539af8b79396b5bd7988407cc8550bfdf3f226f3e5605f0c96b3b8ed",
+        "mini_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {PAIR_NOTE}",
+        bytes=13_394_844,
+        sha256="7c9af666f5ba5879e2a9fafad3638543b1b49d684aaa60c95ad63eb7da7cbcc9",
     ),
     _embedded(
-        "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}",
-        bytes=13_257_052,
-        sha256="f9f2bc9a64390f156cf2630af0e1b76c78e4729328e27de04aa9c4a479d14cc0",
+        "mini_id_codeformer", "codeformer", "research use", non_commercial=True, note=f"128 px. {PAIR_NOTE}",
+        bytes=13_394_996,
+        sha256="83e1207ca13841a3e06d1d8e05295bb7d83bfd8a67086ec8a699b12c7c99b244",
     ),
     _embedded(
         "mini_vqgan", "vqgan", "research use", non_commercial=True, note=f"128 px. {LFW_NOTE}", bytes=5_737_652,

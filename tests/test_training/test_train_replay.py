@@ -101,7 +101,15 @@ def test_the_lineage_of_the_built_in_pair_can_be_configured(tmp_path: Path) -> N
             assert all(k.startswith("identity") for k in config["loss"] if config["loss"][k] != other["loss"][k])
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "stage3_id", "recogniser", "finetune", "finetune_id"])
-def test_the_configurations_of_the_built_in_networks_load(root: Path, name: str) -> None:
-    stage = {"finetune": "stage3", "finetune_id": "stage3_id"}.get(name, name)
-    assert load_config(root / f"training/configs/mini/{name}.yaml").stage == stage
+@pytest.mark.parametrize(("name", "stage"), [("stage1", ""), ("stage2", ""), ("stage3", ""), ("stage3_id", ""),
+    ("recogniser", ""), ("fusion", "stage3"), ("fusion_id", "stage3_id"), ("fusion_end", "stage3"),
+    ("fusion_end_id", "stage3_id")])  # fmt: skip
+def test_the_configurations_of_the_built_in_networks_load(root: Path, name: str, stage: str) -> None:
+    assert load_config(root / f"training/configs/mini/{name}.yaml").stage == (stage or name)
+
+
+@pytest.mark.parametrize("name", ["fusion", "fusion_end"])
+def test_the_last_phases_of_the_arms_differ_in_the_identity_loss_alone(root: Path, name: str) -> None:
+    one, other = (to_dict(load_config(root / f"training/configs/mini/{each}.yaml")) for each in (name, f"{name}_id"))
+    assert {key for key in one if one[key] != other[key]} == {"out", "stage", "loss"}
+    assert all(key.startswith("identity") for key in one["loss"] if one["loss"][key] != other["loss"][key])
