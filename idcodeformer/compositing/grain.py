@@ -167,7 +167,8 @@ def _repeats(plane: Tensor) -> Tensor:
     both = [torch.fft.ifft2(torch.fft.fft2(each, s=size).abs().square()).real for each in (fast, torch.ones_like(fast))]
     like = both[0] / both[1].clamp(min=1)
     y, x = (torch.fft.fftfreq(side, 1 / side, device=plane.device) for side in size)
-    lag, way = torch.hypot(y[:, None], x), torch.remainder(torch.atan2(y[:, None], x) / torch.pi, 1) * _WAYS
+    lag = (y[:, None].square() + x.square()).sqrt()
+    way = torch.remainder(torch.atan2(y[:, None], x) / torch.pi, 1) * _WAYS
     there = (lag >= _LAGS[0]) & (lag <= reach)
     best = [torch.where(there & (way >= n) & (way < n + 1), like, -torch.inf).max() for n in range(_WAYS)]
     least = torch.stack(best).min() / like[0, 0].clamp(min=1e-12)
