@@ -46,7 +46,8 @@ def add_grain(
     window = (slice(None), slice(around[1], around[3]), slice(around[0], around[2]))
     if min(around[2] - around[0], around[3] - around[1]) < 2 * _BLOCK:
         return
-    there, here = (_Blocks(plane) for plane in (before, surroundings(canvas, box)))
+    now = surroundings(canvas, box)
+    there, here = _Blocks(before), _Blocks(now)
     if share is None:
         outside = inside = torch.ones_like(there.level, dtype=torch.bool)
     else:
@@ -54,14 +55,15 @@ def add_grain(
         outside, inside = covered < 0.05, covered > 0.9
     wanted = there.grain(outside)
     own = there.smoothest(inside)[0].sum()
-    limit = _believed(own) * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
+    believed = _believed(own)
+    limit = believed * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
     inner = (slice(y0 - around[1], y1 - around[1]), slice(x0 - around[0], x1 - around[0]))
-    regular = there.strong(inside) * _believed(own) * _repeats(before[inner])
+    regular = there.strong(inside) * believed * _repeats(before[inner])
     lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
     beside = F.max_pool2d(F.pad(regular[None, None], (1, 1, 1, 1), mode="circular"), 3, 1)[0, 0]
     noise = _noise(lacking * (1 - beside), seed, (y1 - y0, x1 - x0))
     part = (slice(None), slice(y0, y1), slice(x0, x1))
-    noise += _passed(before - surroundings(canvas, box), regular)[(None, *inner)]
+    noise += _passed(before - now, regular)[(None, *inner)]
     if share is not None:
         mixed = share[part]  # of the picture's own grain (1 - mixed)^2 is there still
         noise = noise * (2 * mixed - mixed.square()).clamp(min=0).sqrt()

@@ -97,6 +97,13 @@ class FuseBlock(nn.Module):
 
         self.scale, self.shift = branch(), branch()
 
+    @torch.no_grad()
+    def start_without_effect(self) -> None:
+        """Leave features as they are, whatever w, until the last convolutions have changed."""
+        for branch in (self.scale, self.shift):
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
+
     def forward(self, enc: Tensor, dec: Tensor, w: float | Tensor) -> Tensor:
         h = self.encode_enc(torch.cat([enc, dec], dim=1))
         return dec + w * (dec * self.scale(h) + self.shift(h))

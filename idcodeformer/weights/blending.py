@@ -70,10 +70,7 @@ def _with_fusion_of(a: nn.Module, b: nn.Module) -> nn.Module:
         return a
     wide = copy.deepcopy(b)
     for side in lacking:
-        block = wide.fuse_convs_dict[str(side)]
-        for branch in (block.scale, block.shift):
-            nn.init.zeros_(branch[-1].weight)
-            nn.init.zeros_(branch[-1].bias)
+        wide.fuse_convs_dict[str(side)].start_without_effect()
     wide.load_state_dict(a.state_dict(), strict=False)
     wide.weights_metadata = getattr(a, "weights_metadata", {})
     return wide

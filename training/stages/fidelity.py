@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from idcodeformer.networks.codeformer import CodeFormer
 
@@ -58,9 +58,7 @@ class FidelityStage(CodeStage):
             if any(key.startswith(f"{part}.") for key in state):
                 load_part(self.net, path, (part,), state=state)
                 continue
-            for branch in (block.scale, block.shift):
-                nn.init.zeros_(branch[-1].weight)
-                nn.init.zeros_(branch[-1].bias)
+            block.start_without_effect()
 
     def _freeze(self) -> None:
         """Nothing beyond the codebook, and the generator unless the run trains it on."""
