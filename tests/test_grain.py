@@ -98,6 +98,14 @@ def test_the_dots_of_a_print_stand_where_they_stood(clean: Tensor, period: float
     assert lost > 0.9 and left < 0.3
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_crop_half_restored_keeps_its_dots(clean: Tensor, strength: float) -> None:
+    crop = screened(clean, 4.3, 45)[:, 100:228, 150:278]
+    out, _ = FacePipeline(Smooth()).restore_aligned(crop[None], RestoreOptions(strength=strength))
+    wanted = fine(crop)[16:-16, 16:-16]
+    assert float((fine(out[0])[16:-16, 16:-16] - wanted).std() / wanted.std()) < 0.2
+
+
 def test_a_railing_behind_is_no_screen(clean: Tensor) -> None:
     image = clean.clone()
     image[:, :, :120] += ((torch.arange(120) % 5 < 2) * 0.25)[None, None]

@@ -63,11 +63,11 @@ def add_grain(
     beside = F.max_pool2d(F.pad(regular[None, None], (1, 1, 1, 1), mode="circular"), 3, 1)[0, 0]
     noise = _noise(lacking * (1 - beside), seed, (y1 - y0, x1 - x0))
     part = (slice(None), slice(y0, y1), slice(x0, x1))
-    noise += _passed(before - now, regular)[(None, *inner)]
+    pattern = _passed(before - now, regular)[(None, *inner)]  # what pasting took of it, however much was replaced
     if share is not None:
         mixed = share[part]  # of the picture's own grain (1 - mixed)^2 is there still
         noise = noise * (2 * mixed - mixed.square()).clamp(min=0).sqrt()
-    canvas[part] += noise * (1 if amount is None else amount)
+    canvas[part] += noise + pattern if amount is None else noise * amount + pattern * (amount > 0)
     canvas[part].clamp_(0, 1)
 
 
