@@ -108,7 +108,8 @@ class FacePipeline:
         large = judge_large(crops.pixels, scales_of(crops.matrices), options)
         work = replace(work, w=_each_w(fidelities, faces, large))
         crops, chosen, large = _without_left(crops, chosen, large)
-        pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)
+        gray = _monochrome(crops.pixels, options)
+        pixels, done = self._restored(crops.pixels, crops.image_index, work, progress, gray)
         after = crops.with_pixels(pixels)
         scores = self._score(crops.pixels, pixels, work, done)
         scores = replace(scores, besides=tuple(face.reason if face else "" for face in large))
@@ -116,12 +117,14 @@ class FacePipeline:
         if not all(kept := scores.reach(options.min_identity)):
             places = [n for n, keep in enumerate(kept) if keep]
             crops, after, large = crops.only(places), after.only(places), [large[n] for n in places]
+            gray = None if gray is None else gray[places]
         own = [face is not None for face in large]  # those that were left are gone
         device = self._device(batch)
         shown = found if others is None else tuple((*a, *b) for a, b in zip(found, others))
         pasted, shares = paste(
-            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own, in_place
-        )
+            batch, crops, after.pixels, options, self.parser, masks, upscaler, progress, device, shown, own, in_place,
+            gray,
+        )  # fmt: skip
         return Restoration(pasted, shares, found, crops, after, report)
 
     def restore_aligned(
@@ -148,7 +151,8 @@ class FacePipeline:
         if large is not None and not large.kept:
             return pixels, tuple(FaceReport(n, 0, box, 1.0, "skipped", large.reason) for n in range(len(pixels)))
         work = self._work(options, guidance, references, people)
-        out, done = self._restored(crops, torch.arange(len(crops)), work, progress)
+        gray = _monochrome(crops, options)
+        out, done = self._restored(crops, torch.arange(len(crops)), work, progress, gray)
         if options.strength < 1:
             out = crops + options.strength * (out - crops)
         scores = self._score(crops, out, work, done)
@@ -158,7 +162,7 @@ class FacePipeline:
             if line.status == "skipped":
                 out[number] = crops[number]
             elif large is None:  # what keeps its own detail keeps its grain
-                _give_grain(out[number], crops[number], number, options)
+                _give_grain(out[number], crops[number], number, options, gray)
             told = large.reason if large is not None and line.status == "restored" else line.reason or "aligned input"
             lines.append(replace(line, reason=told))
         return out if large is None else under_own_detail(pixels, crops, out), tuple(lines)
@@ -250,16 +254,16 @@ class FacePipeline:
         return FaceWork(options, known, guidance, self.recogniser, self.guide)
 
     def _restored(
-        self, pixels: Tensor, images: Tensor, work: FaceWork, progress: Progress | None
+        self, pixels: Tensor, images: Tensor, work: FaceWork, progress: Progress | None, gray: Tensor | None
     ) -> tuple[Tensor, RestoredCrops | None]:
-        """Restored crops [N,3,S,S] in the tones of ``pixels``, and what was done to each."""
+        """Restored crops [N,3,S,S] in the tones of ``pixels``, of which ``gray`` [N] are monochrome; what was done."""
         if len(pixels) == 0:
             return pixels, None
         done = work(self.restorer, pixels, images, progress)
         low, high = done.pixels.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
             done = self._repaired(work, pixels, images, done, progress)
-        return match_tone(done.pixels, pixels, work.options), done
+        return match_tone(done.pixels, pixels, work.options, gray), done
 
     def _repaired(
         self, work: FaceWork, pixels: Tensor, images: Tensor, done: RestoredCrops, progress: Progress | None
@@ -304,9 +308,16 @@ class FacePipeline:
         return replace(scores, before=old, after=new, judge=judge.name)
 
 
-def _give_grain(restored: Tensor, before: Tensor, number: int, options: RestoreOptions) -> None:
+def _monochrome(pixels: Tensor, options: RestoreOptions) -> Tensor | None:
+    """[N] bool of crops [N,3,S,S], asked once for colours and grain; None where neither wants to know."""
+    return is_monochrome(pixels) if "auto" in (options.gray, options.grain) else None
+
+
+def _give_grain(
+    restored: Tensor, before: Tensor, number: int, options: RestoreOptions, gray: Tensor | None
+) -> None:
     """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
-    if options.grain == "on" or options.grain == "auto" and bool(is_monochrome(before[None])):
+    if options.grain == "on" or options.grain == "auto" and gray is not None and bool(gray[number]):
         whole = (0, 0, before.shape[-1], before.shape[-2])
         add_grain(restored, surroundings(before, whole), None, whole, number, options.strength)
 

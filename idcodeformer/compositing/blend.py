@@ -53,6 +53,7 @@ def paste(
     faces: Sequence[Faces] | None = None,
     own_detail: Sequence[bool] | None = None,
     in_place: bool = False,
+    monochrome: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
 
@@ -66,6 +67,7 @@ def paste(
     A crop that restoring changed by less than half a grey level on average leaves its place as it was. Where
     ``own_detail`` is true for a face, what its crop does not show of the picture stays: the change alone is added.
     ``in_place``: float32 pictures that keep their size and device are written into, and are the results.
+    ``monochrome`` [N]: what ``is_monochrome`` says of the crops, where that is known.
     """
     options = options or RestoreOptions()
     plan = plan_paste(crops, options.upscale, faces if options.mask_shape == "face" else None)
@@ -76,7 +78,7 @@ def paste(
         parsed = torch.cat(list(parts))
     return paste_planned(
         images, plan, crops.pixels, restored, options, parsed, user_masks, background, progress, device, own_detail,
-        in_place,
+        in_place, monochrome,
     )  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def paste_planned(
     device: torch.device | None = None,
     own_detail: Sequence[bool] | None = None,
     in_place: bool = False,
+    monochrome: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``paste`` after the host has done its part: from here on nothing waits for the device.
 
@@ -115,7 +118,7 @@ def paste_planned(
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = _zeros(size, device)
-        grainy = _grainy(groups, pixels, kept, options, device)
+        grainy = _grainy(groups, pixels, kept, options, device, monochrome)
         clean = [surroundings(canvas, region.box) for region, _ in grainy]
         for group in groups:
             layers = {
@@ -145,7 +148,12 @@ def _zeros(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _grainy(
-    groups: Sequence[Group], pixels: Tensor, kept: Sequence[bool], options: RestoreOptions, device: torch.device
+    groups: Sequence[Group],
+    pixels: Tensor,
+    kept: Sequence[bool],
+    options: RestoreOptions,
+    device: torch.device,
+    monochrome: Tensor | None,
 ) -> list[tuple[Region, Tensor | None]]:
     """Faces that get grain, and how much; one that kept its own detail has kept its grain."""
     regions = [region for group in groups for region in group.regions if not kept[region.face]]
@@ -153,7 +161,11 @@ def _grainy(
         return []
     if options.grain == "on":
         return [(region, None) for region in regions]
-    amounts = [is_monochrome(pixels[r.face : r.face + 1].to(device))[0].float() for r in regions]
+    told = [
+        is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
+        for r in regions
+    ]
+    amounts = [it_is.to(device, torch.float32) for it_is in told]
     here = device.type == "cpu"  # where asking does not make the host wait
     return [(r, amount) for r, amount in zip(regions, amounts) if not here or bool(amount)]
 
@@ -178,7 +190,7 @@ def _untouched(before: Tensor, after: Tensor) -> Tensor:
     Sampling a crop and sampling it back costs sharpness. Where nothing was restored that would be the only effect, so
     such a face gets back what sampling lost; a restored one never does, it would bring back the input's noise.
     """
-    return (2 - (after - before).abs().mean() / _UNTOUCHED).clamp(0, 1)
+    return (2 - (after - before).abs_().mean() / _UNTOUCHED).clamp(0, 1)
 
 
 def _layer(
@@ -200,7 +212,8 @@ def _layer(
     elif restored.shape == pixels.shape:
         before = pixels[i : i + 1].to(device)
         kept = torch.ones_like(kept) if own_detail else _untouched(before, source)
-        source = source - kept * before  # sampling is linear: one serves the face and what it would lose
+        if device.type != "cpu" or bool(kept):  # elsewhere asking would make the host wait
+            source = source - kept * before  # sampling is linear: one serves the face and what it would lose
     side = source.shape[-1]
     if plan.antialias:
         side = min(side, max(1, round(plan.crop_size / region.density)))

@@ -10,6 +10,17 @@ from torch.nn import functional as F
 _WHOLE = 1 << 23  # values; larger pictures go channel by channel, since torch keeps them once more between the axes
 
 
+def block_means(planes: Tensor, block: int) -> Tensor:
+    """Means [...,H // block,W // block] over block x block px of planes [...,H,W], whose sides ``block`` divides.
+
+    Rows come first, which a CPU adds in whole registers: two to three times as quick as F.avg_pool2d.
+    """
+    if block == 1:
+        return planes
+    rows = planes.unflatten(-2, (-1, block)).mean(-2)
+    return F.avg_pool2d(rows, (1, block))
+
+
 def resize(pixels: Tensor, size: Sequence[int], mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
     """``pixels`` [N,C,H,W] at ``size`` = (height, width); where they shrink the filter widens. Not clamped.
 

@@ -116,12 +116,12 @@ class CodeFormerRestorer:
     def _encode(self, pixels: Tensor) -> CodeState:
         """From the store where it has every crop, else by the network; the store is then offered each."""
         if self.states is None or len(pixels) == 0:
-            return self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True) * 2 - 1)
+            return self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True).mul(2).sub_(1))
         crops = pixels.split(1)
         held = [state for state in map(self.states.get, crops) if state is not None]
         if len(held) == len(crops):
             return held[0] if len(held) == 1 else _joined(held, self.device)
-        state = self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True) * 2 - 1)
+        state = self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True).mul(2).sub_(1))
         for number, crop in enumerate(crops):
             self.states.put(crop, state if len(crops) == 1 else _one(state, number))
         return state
@@ -132,7 +132,7 @@ class CodeFormerRestorer:
         each = _checked(w, len(state.quant)).to(self.device, torch.float32) if isinstance(w, Tensor) else w
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             image = self._engine.decode(state, each, options.latent_match).float()
-        return image.clamp(-1, 1).add(1).mul(0.5)
+        return image.clamp(-1, 1).add_(1).mul_(0.5)
 
     def _restore(
         self, pixels: Tensor, ws: list[float | Tensor], options: RestoreOptions, progress: Progress | None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..geometry.face_shape import crop_distance
-from ..geometry.resizing import resize
+from ..geometry.resizing import block_means
 from ..types import GrayMode, RestoreOptions
 from .toning import Toning, fit_toning, reduced
 
@@ -43,19 +43,29 @@ def luminance(pixels: Tensor) -> Tensor:
     return red * pixels[:, 0] + green * pixels[:, 1] + blue * pixels[:, 2]
 
 
-def match_gray(restored: Tensor, pixels: Tensor, mode: GrayMode = "auto", contrast: bool = True) -> Tensor:
+def match_gray(
+    restored: Tensor,
+    pixels: Tensor,
+    mode: GrayMode = "auto",
+    contrast: bool = True,
+    monochrome: Tensor | None = None,
+) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1]; those of monochrome ``pixels`` keep only luminance, in the tone of the input.
 
     Each luminance gets the chroma that it has in the input crop, and what slow chroma lies beside that there, a stain
     or a yellowed border, stays. With ``contrast`` mean and standard deviation of luminance become the input's, as in
     the reference. Clipped to [0,1]; without the clip, as in the reference, such pictures came out black. ``mode``:
-    "force" takes every face for monochrome, "off" none. Decided on the device.
+    "force" takes every face for monochrome, "off" none. Decided on the device. ``monochrome`` [N]: what
+    ``is_monochrome`` says of ``pixels``, where that is known.
     """
     if mode == "off" or len(restored) == 0:
         return restored
     out = restored
+    known = mode == "auto" and monochrome is not None and monochrome.device.type == "cpu"
     for start in range(0, len(restored), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
+        if known and not bool(monochrome[some].any()):  # type: ignore[index]
+            continue
         matched = _match(restored[some], pixels[some], mode, contrast)
         if matched is not None:
             out = restored.clone() if out is restored else out  # nothing is copied where no face is gray
@@ -80,13 +90,16 @@ def _match(restored: Tensor, pixels: Tensor, mode: GrayMode, contrast: bool) -> 
     return toned if gray is None else torch.where(gray[:, None, None, None], toned, restored)
 
 
-def match_tone(restored: Tensor, pixels: Tensor, options: RestoreOptions) -> Tensor:
+def match_tone(
+    restored: Tensor, pixels: Tensor, options: RestoreOptions, monochrome: Tensor | None = None
+) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1] in the colours of the input crops ``pixels``, as ``options`` ask.
 
-    Monochrome first (``gray``), then the low band (``colour``), which matches contrast where it can be seen.
+    Monochrome first (``gray``; ``monochrome`` as in ``match_gray``), then the low band (``colour``), which matches
+    contrast where it can be seen.
     """
     low_band = options.colour == "low_band"
-    toned = match_gray(restored, pixels, options.gray, contrast=not low_band)
+    toned = match_gray(restored, pixels, options.gray, not low_band, monochrome)
     return match_low_band(toned, pixels) if low_band else toned
 
 
@@ -102,7 +115,7 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
     # What is that smooth is known from means over blocks, to a tenth of a grey level: a tenth of the time at 512 px.
     block = next(n for n in range(max(1, side // _FEWEST), 0, -1) if side % n == 0)
     face = ((_FACE_END - crop_distance(side, pixels.device)) / (_FACE_END - _FACE_WHOLE)).clamp(0, 1)[None, None]
-    inside = F.avg_pool2d(face, block)
+    inside = block_means(face, block)
     around = 1 - inside
     sigma = side / block / _LOW_BAND
     weights = [_low_pass(mask, sigma).clamp(min=1e-6) for mask in (inside, around)]
@@ -110,13 +123,27 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
     step = 1 if restored.device.type == "cpu" else _AT_ONCE  # one face stays in the cache
     for start in range(0, len(restored), step):
         some = slice(start, start + step)
-        missing = F.avg_pool2d(pixels[some], block) - F.avg_pool2d(restored[some], block)
+        missing = block_means(pixels[some], block) - block_means(restored[some], block)
         of_face, of_rest = (_low_pass(missing * m, sigma) / w for m, w in zip((inside, around), weights))
-        both = torch.stack([of_face - of_rest, of_rest])
-        if block > 1:
-            both = resize(both.flatten(0, 1), (side, side)).unflatten(0, (2, -1))
-        out[some] = torch.addcmul(restored[some], face, both[0]).add_(both[1]).clamp_(0, 1)
+        apart, rest = _enlarged(torch.stack([of_face - of_rest, of_rest]), block)
+        out[some] = torch.addcmul(restored[some], face, apart).add_(rest).clamp_(0, 1)
     return out
+
+
+def _enlarged(planes: Tensor, block: int) -> Tensor:
+    """Planes [...,s,s] ``block`` times as large, linear between the middles of the blocks: as F.interpolate does it, in
+    a fifth of the time. Columns by one product while there are few rows, rows by steps from one to the next."""
+    if block == 1:
+        return planes
+    side, shift = planes.shape[-1], block // 2
+    axis = torch.arange(side, device=planes.device, dtype=torch.float32)
+    fine = (torch.arange(side * block, device=planes.device) + 0.5) / block - 0.5
+    wide = planes @ (1 - (fine.clamp(0, side - 1) - axis[:, None]).abs()).clamp(min=0)
+    wide = torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], -2)
+    share = (torch.arange(block, device=planes.device) - shift + 0.5) / block + 0.5
+    steps = wide.diff(dim=-2)[..., None, :]
+    rows = torch.addcmul(wide[..., :-1, None, :], steps, share[:, None]).flatten(-3, -2)
+    return rows[..., shift : shift + side * block, :]
 
 
 def _low_pass(planes: Tensor, sigma: float) -> Tensor:

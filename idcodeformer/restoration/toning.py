@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry.resizing import block_means
+
 _SIDE = 128  # px at which a crop is looked at
 _CELLS = 16  # along a side
 _KNOTS = 8  # of the curve, between the least and the greatest luminance
@@ -76,7 +78,7 @@ def reduced(planes: Tensor) -> Tensor:
     side = planes.shape[-1]
     if side <= _SIDE:
         return planes
-    return F.avg_pool2d(planes, side // _SIDE) if side % _SIDE == 0 else F.adaptive_avg_pool2d(planes, _SIDE)
+    return block_means(planes, side // _SIDE) if side % _SIDE == 0 else F.adaptive_avg_pool2d(planes, _SIDE)
 
 
 def _cells(planes: Tensor, cells: int) -> Tensor:
