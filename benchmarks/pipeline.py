@@ -25,7 +25,7 @@ from .scenes import Clocked, Echo, crowd, face_labels, narrow_network
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """A decoded file, RGB uint8 [H,W,3], as the pipeline takes it."""
-    return planes(lambda a, b: image[a:b], *image.shape, 255)[0]
+    return planes(lambda a, b: image[a:b], *image.shape, 255, levels=True)[0]
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
@@ -53,7 +53,7 @@ class Ours:
 
     def whole(self, upscale: float) -> np.ndarray:
         pipeline = FacePipeline(self.restorer, self.detector, parser=self.parser)
-        result = pipeline([to_tensor(self.image)], RestoreOptions(upscale=upscale))
+        result = pipeline([to_tensor(self.image)], RestoreOptions(upscale=upscale), in_place=True)
         return to_uint8(result.images[0])
 
     def stages(self, upscale: float) -> dict[str, Callable[[], object]]:

@@ -76,7 +76,7 @@ class FacePipeline:
         fidelities: Sequence[Sequence[float]] | None = None,
         in_place: bool = False,
     ) -> Restoration:
-        """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1].
+        """Restore ``images``: [B,3,H,W] or a sequence of [3,H,W] of any sizes, RGB in [0,1] or uint8.
 
         ``faces`` (a tuple per image) replaces detection; they are all restored unless ``detect_options`` is given too.
         ``masks``: [H,W] or [1,H,W] in [0,1] per image, or None; only there anything changes (and keep="mask" chooses by
@@ -88,12 +88,13 @@ class FacePipeline:
         gallery that they are; the report says what it did to each.
         ``others``: faces of each image beside ``faces`` that stay as they are; no pixel of theirs changes.
         ``fidelities``: for each of ``faces`` its own w in [0,1], image by image, in place of that of ``options``.
-        ``in_place``: pictures may be written into: float32 ones that keep their size and device become the results.
+        ``in_place``: pictures may be written into: float32 and uint8 ones that keep size and device become the results.
         ``progress(done, total, what)`` with what = "detecting", "restoring", "guiding", "pasting"; it may raise to
         cancel.
 
-        The results lie on the devices of the images. No face is a normal result: the image resized as asked, a mask of
-        zeros, no line in the report. Raises BadImage, BadOption, OutOfMemory.
+        The results lie on the devices of the images, uint8 where such pictures keep their size, else float32. No face
+        is a normal result: the image resized as asked, a mask of zeros, no line in the report. Raises BadImage,
+        BadOption, OutOfMemory.
         """
         options = options or RestoreOptions()
         if options.min_identity > 0:

@@ -1,7 +1,7 @@
 """What flows through the core: frozen dataclasses of tensors.
 
-Images are RGB float in [0,1], NCHW (a single image: [3,H,W]). Points are (x, y) at pixel centres: the centre of the
-top-left pixel is (0, 0). Matrices are 2x3 and map image points to crop points.
+Images are RGB float in [0,1], NCHW (a single image: [3,H,W]); whole pictures may be uint8 levels. Points are (x, y) at
+pixel centres: the centre of the top-left pixel is (0, 0). Matrices are 2x3 and map image points to crop points.
 """
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class FaceReport:
 class Restoration:
     """The result of FacePipeline: one entry per input image where a tuple, one per restored face where Crops."""
 
-    images: tuple[Tensor, ...]  # [3, round(H*upscale), round(W*upscale)]
+    images: tuple[Tensor, ...]  # [3, round(H*upscale), round(W*upscale)]; uint8 ones of uint8 that keep their size
     masks: tuple[Tensor, ...]  # [1, ...] same size: share of each pixel that was replaced
     faces: tuple[Faces, ...]
     crops_in: Crops
@@ -188,7 +188,7 @@ Upscaler = Callable[[Tensor], Tensor]  # [N,3,H,W] -> [N,3,k*H,k*W]
 
 
 class Detector(Protocol):
-    """Images (a list of [3,H,W], any sizes) -> the faces of each."""
+    """Images (a list of [3,H,W], any sizes, in [0,1] or uint8) -> the faces of each."""
 
     def __call__(self, images: Sequence[Tensor], options: DetectOptions = ...) -> tuple[Faces, ...]: ...
 

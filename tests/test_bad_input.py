@@ -188,8 +188,10 @@ def test_tensors_that_are_not_numbers(pipeline: FacePipeline, bad: float) -> Non
 def test_tensors_of_the_wrong_range_shape_or_type(pipeline: FacePipeline) -> None:
     with pytest.raises(BadImage, match="0..1"):
         pipeline([torch.rand(3, 40, 40) * 255])
+    with pytest.raises(BadImage, match="convert it to float"):
+        pipeline([torch.zeros(3, 40, 40, dtype=torch.int16)])
     with pytest.raises(BadImage, match="divide by 255"):
-        pipeline([torch.zeros(3, 40, 40, dtype=torch.uint8)])
+        pipeline.restore_aligned(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
     for shape in ((40, 40), (4, 40, 40), (1, 40, 40), (3, 0, 40)):
         with pytest.raises(BadImage):
             pipeline([torch.zeros(shape)])

@@ -269,7 +269,7 @@ def test_no_picture_is_no_face(detector: RetinaFaceDetector) -> None:
     [
         (torch.full((3, 9, 9), float("nan")), "NaN"),
         (torch.full((3, 9, 9), float("inf")), "NaN or infinite"),
-        (torch.zeros(3, 9, 9, dtype=torch.uint8), "divide by 255"),
+        (torch.zeros(3, 9, 9, dtype=torch.int16), "convert it to float"),
         (torch.full((3, 9, 9), 200.0), "0..1"),
         (torch.zeros(4, 9, 9), "RGB"),
         (torch.zeros(9, 9), "RGB"),

@@ -249,3 +249,30 @@ def test_large_pictures_are_resized_channel_by_channel_alike(monkeypatch: pytest
     assert torch.equal(resizing.resize(pixels, (20, 61), mode), wanted)
     monkeypatch.setattr(resizing, "_WHOLE", 1)
     assert torch.equal(resizing.resize(pixels, (20, 61), mode), wanted)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(20, 31), (90, 120), (64, 31), (20, 77), (64, 77)])
+def test_levels_of_8_bits_are_resized_strip_by_strip_as_floats_are(
+    monkeypatch: pytest.MonkeyPatch, mode: str, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(resizing, "_STRIP", 7 * 77)
+    levels = torch.randint(0, 256, (2, 3, 64, 77), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = resizing.resize(levels, size, mode)
+    assert found.dtype == torch.float32 and torch.equal(found, resizing.resize(levels.float() / 255, size, mode))
+
+
+@pytest.mark.parametrize("block", [1, 3, 4])
+def test_means_over_blocks(block: int) -> None:
+    planes = torch.rand(2, 3, 24, 36, generator=torch.Generator().manual_seed(2))
+    wanted = torch.nn.functional.avg_pool2d(planes, block)
+    torch.testing.assert_close(resizing.block_means(planes, block), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.9, 3.0])
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+def test_crops_of_8_bit_levels_are_those_of_floats(scale: float, border: str) -> None:
+    levels = (picture(80, 90) * 255).round().byte()
+    matrix = similarity(scale, 20, 5, -9)
+    crops = [warp([image], matrix, torch.zeros(1, dtype=torch.int64), 32, border) for image in (levels, levels / 255)]
+    assert torch.equal(*crops) and float(crops[0].std()) > 0.01

@@ -550,3 +550,34 @@ def test_of_a_file_of_several_pictures_the_first_is_read_and_the_rest_told(tmp_p
     first.save(tmp_path / "plain.jpg")
     assert read(tmp_path / "plain.jpg").left_out == ""
     assert [file.name for file, _ in find_pictures([tmp_path])] == ["phone.jpg", "plain.jpg", "stereo.mpo"]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_8_bit_files_can_stay_levels(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / "rgb.png", exif=exif)
+    Image.fromarray(COLOURS[:, :, 0]).save(tmp_path / "gray.png")
+    alpha = RNG.integers(1, 256, COLOURS.shape[:2], dtype=np.uint8)
+    Image.fromarray(np.dstack([COLOURS, alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(COLOURS).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    for file in sorted(tmp_path.iterdir()):
+        plain, levels = read(file), read(file, levels=True)
+        assert levels.frames.dtype == torch.uint8 and plain.frames.dtype == torch.float32
+        assert torch.equal(levels.frames.float() / 255, plain.frames)
+        written = [write(tmp_path / "out.png", one, overwrite=True).read_bytes() for one in (plain, levels)]
+        assert written[0] == written[1]
+        (tmp_path / "out.png").unlink()
+
+
+def test_what_has_no_8_bit_levels_is_read_as_floats(tmp_path: Path) -> None:
+    """Hidden pixels are filled with colours between levels; 16 bits and animations stay as they were."""
+    hidden = np.dstack([COLOURS, np.full(COLOURS.shape[:2], 255, np.uint8)])
+    hidden[2:4, 3:5, 3] = 0
+    Image.fromarray(hidden).save(tmp_path / "hidden.png")
+    cv2.imwrite(str(tmp_path / "deep.png"), COLOURS.astype(np.uint16) * 200)
+    frames = [Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for name in ("hidden.png", "deep.png", "moving.gif"):
+        plain, levels = read(tmp_path / name), read(tmp_path / name, levels=True)
+        assert levels.frames.dtype == torch.float32 and torch.equal(levels.frames, plain.frames)

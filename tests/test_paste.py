@@ -452,3 +452,24 @@ def test_pasting_in_place_is_pasting(gray):
     for other in (RestoreOptions(upscale=2), RestoreOptions()):
         paste([image], crops, smooth, other, in_place=other.upscale > 1)
         assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("options", [RestoreOptions(), RestoreOptions(grain="on", strength=0.7),
+                                     RestoreOptions(upscale=1.5)])  # fmt: skip
+def test_levels_of_8_bits_are_pasted_into_as_floats_are(options):
+    """Two faces that meet, one whose grain is looked for in their place, and one far away."""
+    image = (picture(160, 300, coarse=3) * 255).round().byte()
+    faces = [face(x, y, 60) for x, y in ((45, 60), (75, 60), (135, 80), (260, 110))]
+    crops = crops_of(image.float() / 255, *faces)
+    smooth = F.avg_pool2d(crops.pixels, 5, 1, 2)
+    (wanted,), (mask,) = paste([image.float() / 255], crops, smooth, options)
+    work = image.clone()
+    (found,), (same_mask,) = paste([work], crops, smooth, options, in_place=True)
+    assert torch.equal(same_mask, mask)
+    if options.upscale != 1:
+        assert torch.equal(found, wanted) and torch.equal(work, image)
+        return
+    assert found.dtype == torch.uint8 and found.data_ptr() == work.data_ptr() and not torch.equal(found, image)
+    assert torch.equal(found, (wanted * 255).round().byte())
+    before = image.clone()
+    assert torch.equal(paste([image], crops, smooth, options)[0][0], found) and torch.equal(image, before)

@@ -290,3 +290,23 @@ def test_the_low_band_is_that_of_a_full_gaussian(side: int, monkeypatch: pytest.
     whole = match_low_band(restored, pixels.clamp(0, 1))
     assert (whole - restored).abs().mean() > 5 / 255 and not torch.equal(quick, whole)
     assert (quick - whole).abs().max() < 0.15 / 255
+
+
+@pytest.mark.parametrize(("side", "block"), [(64, 8), (9, 3), (5, 2), (7, 1), (1, 4)])
+def test_small_maps_are_enlarged_as_torch_does_it(side: int, block: int) -> None:
+    planes = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(5))
+    wanted = F.interpolate(planes, scale_factor=block, mode="bilinear")
+    torch.testing.assert_close(tone._enlarged(planes, block), wanted, atol=1e-5, rtol=0)
+
+
+def test_what_is_known_of_the_toning_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(6)).expand(1, 3, 64, 64)
+    colour = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(7))
+    pixels = torch.cat([colour, gray])
+    told = tone.is_monochrome(pixels)
+    assert told.tolist() == [False] * 9 + [True]
+    wanted, looked = match_tone(pixels.flip(1), pixels, RestoreOptions()), []
+    fit = tone._toning
+    monkeypatch.setattr(tone, "_toning", lambda some: looked.append(len(some)) or fit(some))
+    assert torch.equal(match_tone(pixels.flip(1), pixels, RestoreOptions(), told), wanted)
+    assert looked == [2]  # the batch with the gray one

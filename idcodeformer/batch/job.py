@@ -100,7 +100,7 @@ class RestoreJob:
         return {"version": __version__, "model": self.model, "options": told, "files": files}
 
     def restore(self, picture: Picture | Tensor, progress: Progress | None = None) -> Restored:
-        """Restore a picture in memory (frames [F,3,H,W] in [0,1]). Raises what the pipeline raises."""
+        """Restore a picture in memory (frames [F,3,H,W] in [0,1] or uint8). Raises what the pipeline raises."""
         if isinstance(picture, Tensor):
             picture = Picture(picture)
         return self._restored(picture, progress)
@@ -142,7 +142,7 @@ class RestoreJob:
         """The picture of the file."""
 
         def work(outcome: Outcome) -> None:
-            step.picture = read(step.path)
+            step.picture = read(step.path, levels=not self.settings.aligned)
             self._check(result_file(self.settings, self._folder, step.free, step.picture), step.picture, outcome)
 
         if step.free is not None and not step.outcome.error:
@@ -180,7 +180,7 @@ class RestoreJob:
         results: list[bytes] = []
 
         def work(outcome: Outcome) -> None:
-            picture = decode(data, name)
+            picture = decode(data, name, levels=not self.settings.aligned)
             file = Path(Path(name).stem + ending_of(self.settings, picture))
             self._check(file, picture, outcome)
             restored = self._restored(picture, progress, own=True)

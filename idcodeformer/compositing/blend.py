@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ..errors import BadImage, BadOption
+from ..files.pixels import floats
 from ..geometry.resizing import resize
 from ..geometry.warping import read_at
 from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
-from .grain import add_grain, surroundings
+from .grain import add_grain, areas, surroundings
 from .neighbours import own_part
 from .parsing import soft_mask
-from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
+from .plan import Box, Group, PastePlan, Region, moved, overlap, plan_paste
 
 _TILE = 1 << 21  # output px blended at once: bounds the memory of a face that fills an 8K picture
 _UNTOUCHED = 0.5 / 255  # mean change of a crop up to which it counts as not restored at all
@@ -55,10 +56,11 @@ def paste(
     in_place: bool = False,
     monochrome: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1]).
+    """Put ``restored`` [N,3,S,S] into ``images`` ([B,3,H,W] or a sequence of [3,H,W], RGB in [0,1] or uint8).
 
     Returns the images [3,round(H*upscale),round(W*upscale)] and masks [1,...] of the share of each pixel that was
-    replaced, on the devices of ``images``. ``parser(restored) -> labels [N,S,S]`` limits each face to
+    replaced, on the devices of ``images``. uint8 that keeps its size stays uint8: only what surrounds a face is float
+    meanwhile, and rounded. Every other result is float32. ``parser(restored) -> labels [N,S,S]`` limits each face to
     ``options.parse_classes``. ``user_masks``: [H,W] or [1,H,W] per image, or None. ``background``: the images already
     enlarged, or a callable [1,3,H,W] -> [1,3,k*H,k*W] that enlarges them (and the faces, with
     ``options.face_upsample``); None = bicubic. ``device`` does the work; None = where ``restored`` lies.
@@ -66,7 +68,7 @@ def paste(
     unless ``options.mask_shape`` is "square". Without ``faces`` it fills the square, as the reference's does.
     A crop that restoring changed by less than half a grey level on average leaves its place as it was. Where
     ``own_detail`` is true for a face, what its crop does not show of the picture stays: the change alone is added.
-    ``in_place``: float32 pictures that keep their size and device are written into, and are the results.
+    ``in_place``: float32 and uint8 pictures that keep their size and device are written into, and are the results.
     ``monochrome`` [N]: what ``is_monochrome`` says of the crops, where that is known.
     """
     options = options or RestoreOptions()
@@ -109,7 +111,10 @@ def paste_planned(
     out: list[Tensor] = []
     shares: list[Tensor] = []
     for number, (image, size, groups) in enumerate(zip(images, plan.sizes, plan.groups)):
-        if in_place and background is None and _fits(image, size, device):
+        kind = image.dtype if background is None and tuple(image.shape[1:]) == size else None
+        if kind == torch.uint8:
+            canvas = image.to(device, copy=not in_place)
+        elif kind == torch.float32 and in_place and image.device == device:
             canvas = image.clamp_(0, 1)
         elif background is None or callable(background):
             canvas = enlarged(image.to(device), size, background)
@@ -119,25 +124,27 @@ def paste_planned(
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = _zeros(size, device)
         grainy = _grainy(groups, pixels, kept, options, device, monochrome)
-        clean = [surroundings(canvas, region.box) for region, _ in grainy]
-        for group in groups:
-            layers = {
-                r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face]) for r in group.regions
-            }
-            for tile in _tiles(group.box):
-                _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
-        for (region, amount), before in zip(grainy, clean):
-            add_grain(canvas, before, share, region.box, 1000 * number + region.face, amount)
+        for box, here in areas(groups, grainy, size):
+            area, origin = floats(_view(canvas, box)), box[:2]  # of floats it is a view
+            part = _view(share, box)
+            found = [(r, moved(r.box, origin)) for group in here for r in group.regions if r.face in grainy]
+            clean = [surroundings(area, place) for _, place in found]
+            for group in here:
+                layers = {
+                    r.face: _layer(r, pixels, restored, parsed, enlarge, plan, device, kept[r.face])
+                    for r in group.regions
+                }
+                for tile in _tiles(group.box):
+                    _blend(area, part, origin, tile, group, layers, limit, plan, options.strength)
+            for (region, place), before in zip(found, clean):
+                add_grain(area, before, part, place, 1000 * number + region.face, grainy[region.face])
+            if canvas.dtype == torch.uint8:
+                _view(canvas, box).copy_(area.mul_(255).round_())
         out.append(canvas.to(image.device))
         shares.append(share.to(image.device))
         if progress:
             progress(number + 1, len(plan.sizes), "pasting")
     return tuple(out), tuple(shares)
-
-
-def _fits(image: Tensor, size: tuple[int, int], device: torch.device) -> bool:
-    """Whether a result of ``size`` can be written into ``image``."""
-    return tuple(image.shape[1:]) == size and image.dtype == torch.float32 and image.device == device
 
 
 def _zeros(size: tuple[int, int], device: torch.device) -> Tensor:
@@ -154,29 +161,29 @@ def _grainy(
     options: RestoreOptions,
     device: torch.device,
     monochrome: Tensor | None,
-) -> list[tuple[Region, Tensor | None]]:
-    """Faces that get grain, and how much; one that kept its own detail has kept its grain."""
+) -> dict[int, Tensor | None]:
+    """Faces that get grain, and how much (None: all); one that kept its own detail has kept its grain."""
     regions = [region for group in groups for region in group.regions if not kept[region.face]]
     if options.grain == "off":
-        return []
+        return {}
     if options.grain == "on":
-        return [(region, None) for region in regions]
+        return {region.face: None for region in regions}
     told = [
         is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
         for r in regions
     ]
     amounts = [it_is.to(device, torch.float32) for it_is in told]
     here = device.type == "cpu"  # where asking does not make the host wait
-    return [(r, amount) for r, amount in zip(regions, amounts) if not here or bool(amount)]
+    return {r.face: amount for r, amount in zip(regions, amounts) if not here or bool(amount)}
 
 
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:
     """A copy of ``image`` [3,H,W] at ``size`` = (height, width): by ``upscaler``, then bicubic to the exact size."""
     if upscaler is None and tuple(image.shape[1:]) == tuple(size):
-        return image.float().clamp(0, 1)
-    picture = image[None].float()
+        return floats(image).clamp(0, 1)
+    picture = image[None]
     if upscaler is not None:
-        picture = upscaler(picture).to(image.device, torch.float32)
+        picture = upscaler(floats(picture)).to(image.device, torch.float32)
         if picture.ndim != 4 or picture.shape[:2] != (1, 3):
             raise BadImage(f"The upscaler returned {list(picture.shape)}; it must return [1,3,k*H,k*W].")
     if tuple(picture.shape[2:]) != tuple(size):
@@ -244,6 +251,7 @@ def _view(canvas: Tensor, box: Box, origin: tuple[int, int] = (0, 0)) -> Tensor:
 def _blend(
     canvas: Tensor,
     share: Tensor,
+    origin: tuple[int, int],
     tile: Box,
     group: Group,
     layers: dict[int, _Layer],
@@ -251,9 +259,9 @@ def _blend(
     plan: PastePlan,
     strength: float,
 ) -> None:
-    """Write one tile. Overlapping faces are averaged by mask and nearness to their centres; what is not covered by any,
-    1 - cover = product of (1 - mask), stays background: no order enters."""
-    under, cover = _view(canvas, tile), _view(share, tile)
+    """Write one tile of an area that begins at ``origin``. Overlapping faces are averaged by mask and nearness to their
+    centres; what is not covered by any, 1 - cover = product of (1 - mask), stays background: no order enters."""
+    under, cover = _view(canvas, tile, origin), _view(share, tile, origin)
     if len(group.regions) == 1:
         face, mask, _ = _sample(layers[group.regions[0].face], group.regions[0], tile, plan.crop_size, limit)
         cover.copy_(mask).mul_(strength)

@@ -7,12 +7,15 @@ picture's own frequencies come back. Everything stays on the device; no value is
 """
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..restoration.tone import luminance
-from .plan import Box
+from .plan import Box, Group, around, joined
 
 _BLOCK = 16  # px; periods up to a third of that are told apart
 _SLOWEST = 2  # cycles per block below which a spectrum shows shading, not grain
@@ -75,6 +78,18 @@ def surroundings(canvas: Tensor, box: Box) -> Tensor:
     """[h,w] luminance of ``canvas`` [3,H,W] in ``box`` and around it, as far as grain is looked for."""
     x0, y0, x1, y1 = _grown(box, canvas.shape[1:])
     return luminance(canvas[None, :, y0:y1, x0:x1])[0]
+
+
+def areas(
+    groups: Sequence[Group], grainy: Container[int], size: tuple[int, int]
+) -> list[tuple[Box, list[Group]]]:
+    """Boxes that share no pixel, each with the groups in it and all that is looked at for the grain of their faces, if
+    these are among ``grainy``, in a picture of ``size`` = (height, width)."""
+    boxes = []
+    for number, group in enumerate(groups):
+        looked = [_grown(region.box, size) for region in group.regions if region.face in grainy]
+        boxes.append((reduce(around, looked, group.box), number))
+    return [(box, [groups[number] for number in sorted(members)]) for box, members in joined(boxes)]
 
 
 def _grown(box: Box, size: tuple[int, int]) -> Box:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Sequence
+from typing import Sequence, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..types import Crops, Faces
 from .neighbours import Neighbour, neighbours
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output px; x1, y1 are the first outside
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -128,18 +129,33 @@ def polygon_area(polygon: np.ndarray) -> float:
 
 def _group(regions: Sequence[Region]) -> tuple[Group, ...]:
     """Join regions until no two groups share a pixel: only faces that meet have to be blended with each other."""
-    groups: list[tuple[Box, list[Region]]] = []
-    for region in regions:
-        box, members = region.box, [region]
+    return tuple(Group(box, tuple(members)) for box, members in joined([(each.box, each) for each in regions]))
+
+
+def joined(parts: Sequence[tuple[Box, _Part]]) -> list[tuple[Box, list[_Part]]]:
+    """Boxes, joined until none shares a pixel with another, with what lies in each."""
+    groups: list[tuple[Box, list[_Part]]] = []
+    for box, part in parts:
+        members = [part]
         meeting = [g for g in groups if overlap(g[0], box)]
         while meeting:
             groups = [g for g in groups if not any(g is m for m in meeting)]
             for other, others in meeting:
-                box = (min(box[0], other[0]), min(box[1], other[1]), max(box[2], other[2]), max(box[3], other[3]))
+                box = around(box, other)
                 members = others + members
             meeting = [g for g in groups if overlap(g[0], box)]
         groups.append((box, members))
-    return tuple(Group(box, tuple(members)) for box, members in groups)
+    return groups
+
+
+def around(a: Box, b: Box) -> Box:
+    """The smallest box with both in it."""
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def moved(box: Box, origin: Sequence[int]) -> Box:
+    """``box`` in px from ``origin`` = (x, y)."""
+    return box[0] - origin[0], box[1] - origin[1], box[2] - origin[0], box[3] - origin[1]
 
 
 def overlap(a: Box, b: Box) -> Box | None:

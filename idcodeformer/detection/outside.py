@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.pixels import to_levels
 from ..runtime.validation import check_images
 from ..types import DetectOptions, Face, Faces
 from .verification import Trust, confirmed, verify
@@ -59,6 +60,5 @@ class OutsideTorch:
 
 
 def as_bytes(image: Tensor) -> np.ndarray:
-    """BGR uint8 [H,W,3] of RGB [3,H,W] in [0,1]."""
-    pixels = (image.flip(0) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels)
+    """BGR uint8 [H,W,3] of RGB [3,H,W] in [0,1], or of uint8."""
+    return np.ascontiguousarray(to_levels(image)[:, :, ::-1])

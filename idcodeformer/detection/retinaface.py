@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OutOfMemory
+from ..files.pixels import floats
 from ..geometry.resizing import resize
 from ..runtime.device import resolve_device
 from ..runtime.memory import is_out_of_memory
@@ -103,11 +104,11 @@ class RetinaFaceDetector:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Sequence[Tensor], options: DetectOptions | None = None) -> tuple[Faces, ...]:
-        """The faces of each image ([3,H,W] in [0,1], any sizes) that score above ``options.confidence``, best first.
+        """The faces of each image ([3,H,W] in [0,1] or uint8, any size) that score above ``options.confidence``.
 
-        With ``options.doubtful`` also what is taken for no face. Nothing else of ``options`` is applied here:
-        ``select`` does that and says why. Points are px of the image at pixel centres. Raises BadImage, and OutOfMemory
-        where not even one view fits the device.
+        The best come first. With ``options.doubtful`` also what is taken for no face. Nothing else of ``options`` is
+        applied here: ``select`` does that and says why. Points are px of the image at pixel centres. Raises BadImage,
+        and OutOfMemory where not even one view fits the device.
         """
         batch = check_images(images)
         options = options or DetectOptions()
@@ -133,7 +134,8 @@ class RetinaFaceDetector:
         return confirmed(self._see, check_images(images), faces, self.device, _TRUST)
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W]."""
+        """The network's box offsets [B,P,4], face probabilities [B,P] and landmark offsets [B,P,10] for [B,3,H,W] in
+        [0,1], or uint8."""
         outputs = self._forward(self._inputs(pixels))
         if outputs is None:
             if len(pixels) == 1:
@@ -144,8 +146,8 @@ class RetinaFaceDetector:
         return boxes.float(), probabilities[..., 1].float(), points.float()
 
     def _inputs(self, pixels: Tensor) -> Tensor:
-        """RGB [B,3,H,W] in [0,1] -> what the networks were trained on, BGR grey levels less their mean, in one pass."""
-        weight = next(self.network.parameters())
+        """RGB [B,3,H,W] in [0,1], or uint8 -> what the networks were trained on, BGR grey levels less their mean."""
+        pixels, weight = floats(pixels), next(self.network.parameters())
         inputs = torch.empty_like(pixels, dtype=weight.dtype, memory_format=torch.channels_last)
         for channel, mean in enumerate(MEAN_BGR):
             torch.add(torch.tensor(-mean), pixels[:, 2 - channel], alpha=255, out=inputs[:, channel])
@@ -273,11 +275,12 @@ def _cuts(length: int) -> tuple[list[int], int]:
 
 
 def _resize(image: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
-    """[3,H,W] -> [1,3,*size], anti-aliased, on ``device``: a GPU resizes large pictures faster than the CPU."""
-    there = image[None].to(device).float()
-    if tuple(image.shape[1:]) == size:
-        return there
-    return resize(there, size)
+    """[3,H,W] -> [1,3,*size], anti-aliased, on ``device``: a GPU resizes large pictures faster than the CPU.
+
+    What keeps its size keeps its type too: levels of 8 bits are made floats view by view.
+    """
+    there = image[None].to(device)
+    return there if tuple(image.shape[1:]) == size else resize(there, size)
 
 
 def _merge(rows: Tensor, count: int) -> tuple[Faces, ...]:

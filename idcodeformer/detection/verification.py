@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files.pixels import floats
 from ..geometry.face_shape import face_distance
 from ..geometry.resizing import resize
 from ..geometry.templates import ffhq_template, fit_similarity
@@ -212,9 +213,7 @@ def _look_turned(see: See, image: Tensor, turns: tuple[int, ...], side: int, con
     height, width = image.shape[1:]
     scale = min(1.0, side / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
-    pixels = image[None].float()
-    if small != (height, width):
-        pixels = resize(pixels, small)
+    pixels = floats(image[None]) if small == (height, width) else resize(image[None], small)
     views, maps = [], []
     longest = max(small)
     ratio = torch.tensor([small[1] / width, small[0] / height], dtype=torch.float64)

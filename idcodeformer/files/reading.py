@@ -18,7 +18,7 @@ from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
 from .limits import VARIABLE, formats, most_pixels
 from .metadata import Notes, dpi_of, orientation_of, read_notes, upright_exif
 from .origin import fingerprint
-from .pixels import planes, planes_of
+from .pixels import floats, planes, planes_of
 from .transparency import fill_hidden
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _ORIENTATION = 0x0112
 class Picture:
     """A picture file in memory. Still pictures have one frame."""
 
-    frames: Tensor  # [F,3,H,W] float32 RGB in [0,1], upright; filled from what shows where alpha is 0
+    frames: Tensor  # [F,3,H,W] RGB, upright, float32 in [0,1] or uint8; filled from what shows where alpha is 0
     alpha: Tensor | None = None  # [F,1,H,W] in [0,1]
     bits: int = 8  # per channel in the file: 8 or 16
     gray: bool = False  # the file has one channel
@@ -56,8 +56,8 @@ class Picture:
 __all__ = ["EXTENSIONS", "Picture", "decode", "find_pictures", "read"]
 
 
-def read(path: str | Path) -> Picture:
-    """Read one picture file.
+def read(path: str | Path, levels: bool = False) -> Picture:
+    """Read one picture file; with ``levels`` a still picture of 8 bits a channel stays uint8, a quarter of the memory.
 
     Gray, palette, CMYK, alpha, 1-bit and 16-bit files and animations (GIF, APNG, WebP, AVIF: every frame) are all
     read. Raises BadImage, with the file's name and a remedy, for what is missing, empty, truncated, no picture at all,
@@ -65,7 +65,7 @@ def read(path: str | Path) -> Picture:
     formats that Pillow decodes itself are read: an EPS, which it hands to Ghostscript, is not.
     """
     path = Path(path)
-    return decode(_bytes_of(path), path)
+    return decode(_bytes_of(path), path, levels)
 
 
 def pixels_in(path: Path) -> int:
@@ -81,7 +81,7 @@ def pixels_in(path: Path) -> int:
         return 0
 
 
-def decode(data: bytes, name: str | Path) -> Picture:
+def decode(data: bytes, name: str | Path, levels: bool = False) -> Picture:
     """The bytes of a picture file, as ``read``; ``name`` stands in messages, and its ending in ``Picture.suffix``."""
     path = Path(name)
     if not data:
@@ -90,7 +90,7 @@ def decode(data: bytes, name: str | Path) -> Picture:
         # Pillow warns from half of its limit on; a large scan is no attack.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data, path)
+            return _decode(data, path, levels)
     except (BadImage, BadOption):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
@@ -144,7 +144,7 @@ def _optional(path: Path, data: bytes) -> tuple[str, str] | None:
     return OPTIONAL[".heic"] if heif else None
 
 
-def _decode(data: bytes, path: Path) -> Picture:
+def _decode(data: bytes, path: Path, levels: bool) -> Picture:
     from PIL import Image
 
     if kind := _optional(path, data):
@@ -178,9 +178,9 @@ def _decode(data: bytes, path: Path) -> Picture:
             frame, alpha, one = _colour16(_unturned(data, image.format), path, orientation)
             facts["gray"] = one or image.mode in ("L", "LA")
         else:
-            frame, alpha, facts = _eight_bit(image, orientation)
+            frame, alpha, facts = _eight_bit(image, orientation, levels)
         if alpha is not None:
-            frame = fill_hidden(frame, alpha)
+            frame, alpha = fill_hidden(frame, floats(alpha)), floats(alpha)
         return Picture(frame, alpha, **(common | {"notes": facts.get("notes") or read_notes(image)} | facts))
 
 
@@ -218,15 +218,17 @@ def _loop(image: Image) -> int | None:
     return None if count == 1 and image.format != "GIF" else int(count)
 
 
-def _eight_bit(image: Image, orientation: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+def _eight_bit(
+    image: Image, orientation: int, levels: bool
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Frame, alpha and what is special, of any mode with up to 8 bits."""
     icc = image.info.get("icc_profile")
     gray = image.mode in ("L", "LA", "La", "1")
     if image.mode == "CMYK":
-        return planes_of(_cmyk_to_rgb(image, icc), orientation), None, {"icc": None}
+        return planes_of(_cmyk_to_rgb(image, icc), orientation, levels), None, {"icc": None}
     transparent = image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info
     mode = "RGBA" if transparent else "RGB"
-    pixels = planes_of(image if image.mode == mode else image.convert(mode), orientation)
+    pixels = planes_of(image if image.mode == mode else image.convert(mode), orientation, levels)
     return pixels[:, :3], pixels[:, 3:] if transparent else None, {"icc": icc, "gray": gray}
 
 

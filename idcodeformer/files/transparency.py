@@ -5,11 +5,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .pixels import floats
+
 _SURE = 0.5  # of alpha: from here on a coarser level has no say in a pixel's colour
 
 
 def fill_hidden(frames: Tensor, alpha: Tensor) -> Tensor:
-    """``frames`` [F,3,H,W] in [0,1] with other colours where ``alpha`` [F,1,H,W] in [0,1] is 0; black where all is.
+    """``frames`` [F,3,H,W] with other colours where ``alpha`` [F,1,H,W] in [0,1] is 0; black where all is.
+
+    Where something is hidden the result is float32 in [0,1], since its colours lie between levels of 8 bits.
 
     Each hidden pixel takes the mean of what shows nearest, weighted by alpha, from coarser scales the less there is
     (pull-push; Gortler et al. 1996, "The Lumigraph", section 3.4.2). What shows even a little is returned as it was.
@@ -17,6 +21,7 @@ def fill_hidden(frames: Tensor, alpha: Tensor) -> Tensor:
     hidden = alpha <= 0
     if not bool(hidden.any()):
         return frames
+    frames = floats(frames)
     out = frames.clone()
     for number in hidden.flatten(1).any(1).nonzero()[:, 0].tolist():
         here = slice(number, number + 1)

@@ -45,7 +45,8 @@ def encode(name: str | Path, picture: Picture) -> bytes:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise BadOption(f"{path.name}: pictures are written as {', '.join(sorted(FORMATS))}; choose one of these.")
-    if not bool(torch.isfinite(torch.stack(picture.frames.aminmax())).all()):  # NaN passes on, and nothing is copied
+    ends = torch.stack(picture.frames.aminmax())  # NaN passes on, and nothing is copied
+    if not bool(torch.isfinite(ends).all()):
         raise BadImage(f"The result for {path} holds NaN or infinite pixels and is not written; try precision fp32.")
     if picture.alpha is not None and kind == "JPEG":
         raise BadOption(f"{path.name} would lose its transparency as JPEG; choose the format png or webp.")

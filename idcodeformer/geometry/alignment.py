@@ -22,8 +22,9 @@ def align(
 ) -> Crops:
     """Crops of ``size`` px aligned to the FFHQ template, in the order of ``images`` and of the faces of each.
 
-    ``images``: [B,3,H,W] or a sequence of [3,H,W] in [0,1]; ``faces``: the faces of each. ``border``: what lies outside
-    a picture is the reference's grey ("constant") or the mirrored picture ("reflect"). Raises BadImage and BadOption.
+    ``images``: [B,3,H,W] or a sequence of [3,H,W], in [0,1] or uint8; ``faces``: the faces of each. ``border``: what
+    lies outside a picture is the reference's grey ("constant") or the mirrored picture ("reflect"). Raises BadImage and
+    BadOption.
     """
     batch = check_images(images)
     if len(faces) != len(batch):

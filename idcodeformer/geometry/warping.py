@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files.pixels import floats
 from ..types import Border
+from .resizing import block_means
 from .templates import invert
 
 REFERENCE_FILL = (132 / 255, 133 / 255, 135 / 255)  # RGB; the reference fills with BGR (135, 133, 132)
@@ -38,9 +40,10 @@ def warp(
 ) -> Tensor:
     """Crops [N,C,size,size] float32 of ``images`` ([B,C,H,W], or a sequence of [C,H,W] of any sizes).
 
-    ``matrices`` [N,2,3] map image -> crop, ``image_index`` [N] says from which image. Bilinear between pixel centres;
-    where a map shrinks, the filter widens to the variance of a triangle filter of 1/scale (``antialias=False``: never):
-    pixels are averaged in whole blocks, and kernels of three smooth them by what is missing to that, before sampling.
+    Images are float in [0,1], or uint8. ``matrices`` [N,2,3] map image -> crop, ``image_index`` [N] says from which
+    image. Bilinear between pixel centres; where a map shrinks, the filter widens to the variance of a triangle filter
+    of 1/scale (``antialias=False``: never): pixels are averaged in whole blocks, and kernels of three smooth them by
+    what is missing to that, before sampling.
     Outside the image: ``fill`` per channel, blended in over one pixel as OpenCV does, or the mirrored image. Gradients
     flow to ``images``. No image is copied: pixels are averaged only inside the region a shrinking crop needs.
     """
@@ -100,7 +103,7 @@ def _sample(image: Tensor, plan: _Plan, size: int, outside: Tensor | None) -> Te
     """[C,size,size] of one image [C,H,W]. ``outside`` [C,1,1] is what lies around it; None = its mirror image."""
     x0, y0, x1, y1 = plan.region
     inside = x0 > 0 and y0 > 0 and x1 < image.shape[2] and y1 < image.shape[1]
-    region = image[:, y0:y1, x0:x1].float()
+    region = floats(image[:, y0:y1, x0:x1])
     if not inside and outside is not None:
         region = region - outside  # now what lies outside is zero, whichever filter reaches there
     mode = "replicate" if outside is None else "constant"
@@ -125,7 +128,7 @@ def _average(region: Tensor, factor: int, mode: str) -> Tensor:
     """Mean over factor x factor pixels; ``mode`` says what is missing at the far edges (see F.pad)."""
     height, width = region.shape[-2:]
     padded = F.pad(region[None], (0, -width % factor, 0, -height % factor), mode=mode)
-    return F.avg_pool2d(padded, factor)[0]
+    return block_means(padded[0], factor)
 
 
 def _passes(variance: float) -> int:

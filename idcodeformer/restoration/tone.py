@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..geometry.face_shape import crop_distance
 from ..geometry.resizing import block_means
