@@ -264,7 +264,7 @@ class FacePipeline:
         low, high = done.pixels.aminmax()  # NaN passes on: one pass over the pixels, ten times faster than isfinite
         if not bool(torch.isfinite(low + high)):
             done = self._repaired(work, pixels, images, done, progress)
-        return match_tone(done.pixels, pixels, work.options, gray), done
+        return match_tone(done.pixels, pixels, work.options, gray, done.w), done
 
     def _repaired(
         self, work: FaceWork, pixels: Tensor, images: Tensor, done: RestoredCrops, progress: Progress | None

@@ -117,8 +117,9 @@ class RestoreFaces:
                 "colour": (
                     ["low_band", "adain", "off"],
                     {"default": "low_band",
-                     "tooltip": "low_band: the broad colours of the face stay those of the input. adain: only the "
-                     "network's own match, as in the reference. off: neither."},
+                     "tooltip": "low_band: the broad colours of the face stay those of the input, and of one that is "
+                     "hardly degraded all that it shows. adain: only the network's own match, as in the reference. "
+                     "off: neither."},
                 ),
                 "person": (
                     "ID_PERSON",

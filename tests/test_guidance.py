@@ -251,7 +251,7 @@ def test_the_command_guides_and_says_so(photographs, tmp_path, capsys) -> None:
     assert "guided" not in said[1]
     guided, plain = (json.loads((tmp_path / f"{side}.json").read_text())["files"][0]["faces"][0] for side in "ab")
     before, after = map(float, re.search(r"(0\.\d+) to (0\.\d+) in 4 steps", guided["guidance"]).groups())
-    assert after > before + 0.02 and guided["id_sim_after"] > plain["id_sim_after"] + 0.02 and not plain["guidance"]
+    assert after > before + 0.02 and guided["id_sim_after"] > plain["id_sim_after"] + 0.005 and not plain["guidance"]
     pictures = [read(tmp_path / side / "final_results" / "bad.png").frames for side in "ab"]
     assert not torch.equal(*pictures) and float((pictures[0] - pictures[1]).abs().mean()) < 0.02
 

@@ -12,7 +12,7 @@ from idcodeformer.errors import BadImage, BadOption, MissingWeights, NoDevice, O
 from idcodeformer.geometry.face_shape import crop_distance
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
 from idcodeformer.networks.mobilefacenet import MobileFaceNet, MobileFaceNetConfig
-from idcodeformer.restoration import tone
+from idcodeformer.restoration import bands, tone
 from idcodeformer.restoration.codeformer import CodeFormerRestorer
 from idcodeformer.restoration.tone import match_low_band, match_tone
 from idcodeformer.runtime import memory
@@ -296,7 +296,7 @@ def test_the_low_band_is_that_of_a_full_gaussian(side: int, monkeypatch: pytest.
 def test_small_maps_are_enlarged_as_torch_does_it(side: int, block: int) -> None:
     planes = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(5))
     wanted = F.interpolate(planes, scale_factor=block, mode="bilinear")
-    torch.testing.assert_close(tone._enlarged(planes, block), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bands.enlarged(planes, block), wanted, atol=1e-5, rtol=0)
 
 
 def test_what_is_known_of_the_toning_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

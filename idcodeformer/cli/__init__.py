@@ -72,7 +72,8 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--strength", type=float, default=1.0, metavar="0..1", help="blend with the input, default 1")
     look.add_argument("--gray", choices=get_args(GrayMode), default="auto", help="keep monochrome faces so")
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
-                      "colours are the input's; adain: the latent match alone, as the reference; off: neither")
+                      "colours are the input's, and where it is hardly degraded all that it shows; adain: the latent "
+                      "match alone, as the reference; off: neither")
     look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces that the network "
                       "would soften: auto leaves those as sharp as it, skip all larger ones; keep restores under "
                       "their own detail; restore softens them")

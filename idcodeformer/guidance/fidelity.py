@@ -104,7 +104,7 @@ class _Search:
         if not faces:
             return
         images = self.restorer.decode(_rows(self.state, faces), w, self.options).to(self.pixels.device)
-        toned = match_tone(images, self.pixels[faces], self.options)
+        toned = match_tone(images, self.pixels[faces], self.options, ws=w.tolist())
         people = self.people[faces]
         seen = (self.recogniser(toned).vectors.to(people.device) * people).sum(1).clamp(-1, 1).tolist()
         for place, (face, likeness) in enumerate(zip(faces, seen)):

@@ -2,7 +2,7 @@
 
 The gate compares the restored, unguided face with the reference. Measured on 145 people of LFW set 8, 128 px, restored
 by ``mini_id_codeformer`` from x2 to x16: the level that one stranger in twenty reaches hardly depends on that: 0.29 to
-0.32 for ``mini_recogniser``, 0.25 to 0.29 for MobileFaceNet192, 0.173 and 0.178 at x4 and x8 for ``mobileface_v2``.
+0.31 for ``mini_recogniser``, 0.25 to 0.28 for MobileFaceNet192, 0.170 to 0.179 for ``mobileface_v2``.
 What falls is the share of right people above it: table in docs/guidance.md.
 """
 from __future__ import annotations

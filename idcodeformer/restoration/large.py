@@ -43,17 +43,17 @@ def fine_detail(pixels: Tensor) -> Tensor:
     Noise and grain lie in every block alike, so the lower quartile of the blocks' energy is taken off; eyes, hair and
     brows are what remains.
     """
-    return _detail_and_noise(pixels)[0]
+    return detail_and_noise(pixels)[0]
 
 
 def detail_to_lose(pixels: Tensor, scales: Sequence[float]) -> Tensor:
     """``fine_detail`` for ``judge_track``: 0 for noisy crops [N,3,128,128] of faces that are not large."""
     small = torch.tensor([scale <= largest_face(128) for scale in scales], device=pixels.device)
-    detail, noise = _detail_and_noise(pixels)
+    detail, noise = detail_and_noise(pixels)
     return detail.masked_fill((noise > _NOISY) & small, 0)
 
 
-def _detail_and_noise(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def detail_and_noise(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """``fine_detail``, and the rms of the even noise beside it, [N] each."""
     small = F.interpolate(pixels.float(), (128, 128), mode="area") if pixels.shape[-1] != 128 else pixels.float()
     luma = small.mean(1, keepdim=True)
@@ -89,7 +89,7 @@ def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions
     sharp = [True] * len(large)
     if mode == "auto":
         asked = pixels[torch.tensor(large, device=pixels.device)]
-        detail, noise = _detail_and_noise(asked)
+        detail, noise = detail_and_noise(asked)
         noisy, sharp = (noise > _NOISY).tolist(), _is_sharp(asked, detail).tolist()
         # A large one would lose more by size than noise costs.
         sharp = [it_is and (scales[n] > largest_face(side) or not bad) for n, it_is, bad in zip(large, sharp, noisy)]

@@ -1,7 +1,7 @@
 """The colours of a restored face are the input's: monochrome stays so, and no cast comes from the network."""
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch import Tensor
 from ..geometry.face_shape import crop_distance
 from ..geometry.resizing import block_means
 from ..types import GrayMode, RestoreOptions
+from .bands import block_for, enlarged, low_pass
+from .shown import keep_shown
 from .toning import Toning, fit_toning, reduced
 
 _AT_ONCE = 8  # faces; bounds the memory of intermediate results
@@ -84,22 +86,29 @@ def _match(restored: Tensor, pixels: Tensor, mode: GrayMode, contrast: bool) -> 
         c_var, c_mean = torch.var_mean(before, dim=(1, 2), keepdim=True)
         luma = (luma - l_mean) * (c_var / (l_var + 1e-10)).sqrt() + c_mean
     beside = pixels - before[:, None] - toning.chroma(before)
-    beside = _low_pass(beside, pixels.shape[-1] / _STAIN)
+    beside = low_pass(beside, pixels.shape[-1] / _STAIN)
     toned = (luma[:, None] + toning.chroma(luma) + beside).clamp(0, 1)
     return toned if gray is None else torch.where(gray[:, None, None, None], toned, restored)
 
 
 def match_tone(
-    restored: Tensor, pixels: Tensor, options: RestoreOptions, monochrome: Tensor | None = None
+    restored: Tensor,
+    pixels: Tensor,
+    options: RestoreOptions,
+    monochrome: Tensor | None = None,
+    ws: Sequence[float | None] | None = None,
 ) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1] in the colours of the input crops ``pixels``, as ``options`` ask.
 
     Monochrome first (``gray``; ``monochrome`` as in ``match_gray``), then the low band (``colour``), which matches
-    contrast where it can be seen.
+    contrast where it can be seen, and what else the input shows. ``ws``: the fidelity of each face, None for a network
+    without; by default that of ``options``.
     """
     low_band = options.colour == "low_band"
     toned = match_gray(restored, pixels, options.gray, not low_band, monochrome)
-    return match_low_band(toned, pixels) if low_band else toned
+    if not low_band:
+        return toned
+    return keep_shown(match_low_band(toned, pixels), pixels, [options.w] * len(pixels) if ws is None else ws)
 
 
 def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
@@ -112,56 +121,18 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
         return restored
     side = pixels.shape[-1]
     # What is that smooth is known from means over blocks, to a tenth of a grey level: a tenth of the time at 512 px.
-    block = next(n for n in range(max(1, side // _FEWEST), 0, -1) if side % n == 0)
+    block = block_for(side, _FEWEST)
     face = ((_FACE_END - crop_distance(side, pixels.device)) / (_FACE_END - _FACE_WHOLE)).clamp(0, 1)[None, None]
     inside = block_means(face, block)
     around = 1 - inside
     sigma = side / block / _LOW_BAND
-    weights = [_low_pass(mask, sigma).clamp(min=1e-6) for mask in (inside, around)]
+    weights = [low_pass(mask, sigma).clamp(min=1e-6) for mask in (inside, around)]
     out = torch.empty_like(restored)
     step = 1 if restored.device.type == "cpu" else _AT_ONCE  # one face stays in the cache
     for start in range(0, len(restored), step):
         some = slice(start, start + step)
         missing = block_means(pixels[some], block) - block_means(restored[some], block)
-        of_face, of_rest = (_low_pass(missing * m, sigma) / w for m, w in zip((inside, around), weights))
-        apart, rest = _enlarged(torch.stack([of_face - of_rest, of_rest]), block)
+        of_face, of_rest = (low_pass(missing * m, sigma) / w for m, w in zip((inside, around), weights))
+        apart, rest = enlarged(torch.stack([of_face - of_rest, of_rest]), block)
         out[some] = torch.addcmul(restored[some], face, apart).add_(rest).clamp_(0, 1)
     return out
-
-
-def _enlarged(planes: Tensor, block: int) -> Tensor:
-    """Planes [...,s,s] ``block`` times as large, linear between the middles of the blocks: as F.interpolate does it, in
-    a fifth of the time. Columns by one product while there are few rows, rows by steps from one to the next."""
-    if block == 1:
-        return planes
-    side, shift = planes.shape[-1], block // 2
-    axis = torch.arange(side, device=planes.device, dtype=torch.float32)
-    fine = (torch.arange(side * block, device=planes.device) + 0.5) / block - 0.5
-    wide = planes @ (1 - (fine.clamp(0, side - 1) - axis[:, None]).abs()).clamp(min=0)
-    wide = torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], -2)
-    share = (torch.arange(block, device=planes.device) - shift + 0.5) / block + 0.5
-    steps = wide.diff(dim=-2)[..., None, :]
-    rows = torch.addcmul(wide[..., :-1, None, :], steps, share[:, None]).flatten(-3, -2)
-    return rows[..., shift : shift + side * block, :]
-
-
-def _low_pass(planes: Tensor, sigma: float) -> Tensor:
-    """Gaussian of ``sigma`` px over [N,C,S,S], mirrored at the border, as two matrix products."""
-    side, device = planes.shape[-1], planes.device
-    kernel = _kept_gaussian(side, sigma) if device.type == "cpu" else _mirrored_gaussian(side, sigma, device)
-    return kernel @ planes @ kernel.t()
-
-
-@lru_cache(maxsize=8)
-def _kept_gaussian(side: int, sigma: float) -> Tensor:
-    return _mirrored_gaussian(side, sigma, torch.device("cpu"))
-
-
-def _mirrored_gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
-    """[side,side] rows of a Gaussian whose tails are folded back at the border, made where it is used."""
-    axis = torch.arange(side, dtype=torch.float32, device=device)
-    rows = torch.zeros(side, side, device=device)
-    for turn in range(-2, 3):
-        for image in (axis, -1 - axis):
-            rows += torch.exp(-0.5 * ((image[None] + 2 * side * turn - axis[:, None]) / sigma) ** 2)
-    return rows / rows.sum(1, keepdim=True)

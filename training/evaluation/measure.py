@@ -17,7 +17,7 @@ from .evalset import EvalSet, degradation_key
 from .judges import Figures, Judges, RecogniserJudge
 from .subjects import Row, Subject, bound_to
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 IMPOSTOR_FACES = 3000  # so many faces at most give the impostor pairs: 9 million cosines
 
 

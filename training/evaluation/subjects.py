@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -101,7 +101,7 @@ class ModelSubject:
 
     def make(self, truth: Tensor, degraded: Tensor) -> list[Tensor]:
         made = self.restorer.sweep(degraded, self.ws, self.options)
-        return [match_tone(images, degraded, self.options) for images in made]
+        return [match_tone(images, degraded, replace(self.options, w=w)) for images, w in zip(made, self.ws)]
 
 
 class CeilingSubject(_Fixed):
