@@ -11,6 +11,7 @@ from .compositing.blend import paste
 from .compositing.grain import add_grain, surroundings
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
+from .files.pixels import floats
 from .geometry.alignment import align
 from .guidance.options import GuidanceOptions
 from .guidance.restoring import FaceWork, RestoredCrops
@@ -181,8 +182,9 @@ class FacePipeline:
             raise BadOption("No detector and no faces were given; pass faces=, or build the pipeline with a detector.")
         found: list[Faces] = []
         options = replace(options or DetectOptions(), doubtful=True)  # for the report; ``select`` drops them
+        levels = getattr(self.detector, "takes_levels", False)
         for start, stop in _chunks(images):
-            found += self.detector(images[start:stop], options)
+            found += self.detector([image if levels else floats(image) for image in images[start:stop]], options)
             if progress:
                 progress(stop, len(images), "detecting")
         return tuple(found)

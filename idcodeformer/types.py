@@ -188,7 +188,10 @@ Upscaler = Callable[[Tensor], Tensor]  # [N,3,H,W] -> [N,3,k*H,k*W]
 
 
 class Detector(Protocol):
-    """Images (a list of [3,H,W], any sizes, in [0,1] or uint8) -> the faces of each."""
+    """Images (a list of [3,H,W] in [0,1], any sizes) -> the faces of each.
+
+    One with an attribute ``takes_levels`` that is true is given pictures of 8 bits as uint8, which saves memory.
+    """
 
     def __call__(self, images: Sequence[Tensor], options: DetectOptions = ...) -> tuple[Faces, ...]: ...
 

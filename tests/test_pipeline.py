@@ -104,6 +104,23 @@ def test_a_batch_tensor_gives_the_same_as_single_pictures():
         torch.testing.assert_close(together.masks[i], alone.masks[0])
 
 
+@pytest.mark.parametrize("levels", [False, True])
+def test_a_detector_is_given_levels_only_where_it_takes_them(levels):
+    seen = []
+
+    class Looks(Given):
+        takes_levels = levels
+
+        def __call__(self, images, options=None):
+            seen.extend(images)
+            return super().__call__(images, options)
+
+    given = (picture(90, 80) * 255).round().to(torch.uint8)
+    FacePipeline(Invert(), Looks({(90, 80): (face(40, 45, 30),)}))([given])
+    assert seen[0].dtype == (torch.uint8 if levels else torch.float32)
+    torch.testing.assert_close(seen[0].float() / (255 if levels else 1), given.float() / 255)
+
+
 def test_no_face_is_a_normal_result():
     result = FacePipeline(Invert(), Given({}))([EMPTY])
     assert torch.equal(result.images[0], EMPTY)

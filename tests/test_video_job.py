@@ -261,10 +261,10 @@ def test_the_command_line_takes_clips_and_pictures_together(tmp_path: Path, monk
     assert main(["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o2"), "--range", "9"]) == 2
     capsys.readouterr()
     line = ["restore", str(tmp_path / "clip.mp4"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "o3"),
-            "--min-eye-distance", "3", "--target-identity", "1"]  # fmt: skip
+            "--min-eye-distance", "3", "--target-identity", "0.99"]  # fmt: skip
     assert main(line) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "w 1.00; identity target 1 not reached: " in said[0] and "w 1.00" in said[1]
+    assert "w 1.00; identity target 0.99 not reached: " in said[0] and "w 1.00" in said[1]
     line = ["restore", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "o4"), "--aligned"]
     assert main(line) == 1 and "--aligned is for pictures" in capsys.readouterr().err
 

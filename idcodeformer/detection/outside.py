@@ -20,6 +20,8 @@ Findings = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n,4], landmarks [
 class OutsideTorch:
     """A detector whose ``find`` another runtime answers. ``steady``: findings are looked at again in upright crops."""
 
+    takes_levels = True  # pictures of 8 bits may come as uint8
+
     trust: Trust  # what its probabilities mean
     steady = True
     device = torch.device("cpu")  # where pictures and findings are, whatever the runtime uses

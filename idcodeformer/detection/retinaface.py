@@ -84,6 +84,8 @@ def decode(anchors: Tensor, offsets: Tensor, points: Tensor) -> tuple[Tensor, Te
 class RetinaFaceDetector:
     """Finds faces with one of the RetinaFace networks (``mobile0.25`` or ``resnet50``, softmaxed output)."""
 
+    takes_levels = True  # pictures of 8 bits may come as uint8
+
     def __init__(
         self,
         network: nn.Module,
