@@ -38,7 +38,7 @@ test-floor:
 test-comfy: setup-dev
 	@$(VPYTHON) tools/comfy.py $(ARGS)
 
-# Which slips the tests notice; about an hour. ARGS="--count 20 --only compositing" for less.
+# Which slips the tests notice; about an hour. ARGS="--count 20 --only paste" for less.
 mutate: setup-dev
 	$(VPYTHON) tools/mutate.py $(ARGS)
 

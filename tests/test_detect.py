@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou, nms
 
 from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector
-from idcodeformer.detection.landmarks import MIRRORED, SIDE, settle
-from idcodeformer.detection.retinaface import NMS_THRESHOLD, decode, priors
+from idcodeformer.detection.landmarks import MIRRORED, SIDE, face_size, settle, vote
+from idcodeformer.detection.outside import as_bytes
+from idcodeformer.detection.retinaface import NMS_THRESHOLD, _merge, decode, priors
 from idcodeformer.detection.suppression import suppress
 from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
 from idcodeformer.geometry.templates import ffhq_template
@@ -399,3 +400,125 @@ def test_looking_again_at_known_faces_moves_their_landmarks_alone(detector: Reti
     for face, seen in zip(found, back, strict=True):
         assert (seen.landmarks - face.landmarks).norm(dim=1).mean() < 0.03 * face.eye_distance
         assert torch.equal(seen.box, face.box) and seen.score == face.score
+
+
+# ---------------------------------------------------------------- what the network is shown
+
+
+class Watching(nn.Module):
+    """A network that sees nothing and remembers its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.seen.append(x.clone())
+        count = len(priors(*x.shape[2:]))
+        return torch.zeros(len(x), count, 4), torch.zeros(len(x), count, 2), torch.zeros(len(x), count, 10)
+
+
+def shown(*images: Tensor) -> list[Tensor]:
+    network = Watching()
+    RetinaFaceDetector(network, "cpu", steady=False)(list(images))
+    return network.seen
+
+
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [
+        ((320, 400), (640, 800)), ((1000, 500), (1280, 640)), ((640, 640), (640, 640)), ((100, 20000), (10, 2048)),
+        ((4000, 2), (2048, 1)), ((900, 900), (640, 640)), ((955, 955), (640, 640)),
+    ],
+)  # fmt: skip
+def test_the_first_look_has_its_short_side_at_640_px(size: tuple[int, int], first: tuple[int, int]) -> None:
+    """And no long side beyond 2048, strips are looked at again in tiles; what is not half as large again is not."""
+    look, *more = shown(torch.zeros(3, *size))
+    assert tuple(look.shape) == (1, 3, *first) and bool(more) == (min(first) < 640)
+
+
+def test_small_pictures_go_together_as_far_as_the_cache_reaches() -> None:
+    assert [len(x) for x in shown(*[torch.zeros(3, 640, 640)] * 5, torch.zeros(3, 640, 800))] == [2, 2, 1, 1]
+    levels = torch.tensor([0.1, 0.5, 0.9])[:, None, None].expand(3, 640, 640)
+    (seen,) = shown(levels)
+    wanted = torch.tensor([0.9, 0.5, 0.1]) * 255 - torch.tensor([104.0, 117.0, 123.0])  # blue first
+    assert torch.allclose(seen[0, :, 9, 9], wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(970, 970), (1100, 2600), (1792, 1800)])
+def test_the_tiles_of_the_second_look_cover_the_picture_and_overlap(size: tuple[int, int]) -> None:
+    """Their pixels tell where each was cut."""
+    height, width = size
+    y, x = torch.arange(height) / height, torch.arange(width) / width
+    _, *tiles = shown(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width), torch.zeros(size)]))
+    assert tiles
+    for length, lines in ((width, [tile[2, 0] + 123 for tile in torch.cat(tiles)]),
+                          (height, [tile[1, :, 0] + 117 for tile in torch.cat(tiles)])):  # fmt: skip
+        starts = [(round(float(line[0]) / 255 * length), len(line)) for line in lines]
+        spans = sorted({(start, start + count) for start, count in starts})
+        assert all(count <= 1024 for _, count in starts)
+        assert spans[0][0] == 0 and spans[-1][1] == length
+        assert all(one[1] - other[0] >= 255 for one, other in zip(spans, spans[1:]))
+
+
+def row(tile: float, score: float, *box: float) -> Tensor:
+    return torch.tensor([0.0, tile, score, *box, *[0.0] * 10])
+
+
+def test_an_eye_seen_as_a_face_in_a_tile_is_left_out() -> None:
+    """What lies by more than four fifths in a face of the first look; a face of the first look never."""
+    face = row(0, 0.9, 100, 100, 300, 300)
+    within, nearly, beside = (row(1, 0.8, x, 150, x + 50, 200) for x in (110, 262, 400))
+    small = row(0, 0.7, 200, 120, 240, 160)
+    (found,) = _merge(torch.stack([face, within, nearly, beside, small]), 1)
+    assert [(round(f.score, 1), int(f.box[0])) for f in found] == [(0.9, 100), (0.8, 262), (0.8, 400), (0.7, 200)]
+
+
+def test_of_one_face_in_both_looks_the_tiles_finding_stays() -> None:
+    (found,) = _merge(torch.stack([row(0, 0.95, 10, 10, 40, 40), row(1, 0.9, 11, 10, 41, 41)]), 1)
+    assert [round(f.score, 2) for f in found] == [0.9]
+
+
+def test_findings_of_the_face_in_the_middle_vote() -> None:
+    """Those that overlap the best one by half and are four fifths as sure; each counts by its probability."""
+    boxes = torch.tensor([[20.0, 20, 80, 80], [22, 20, 82, 80], [21, 20, 81, 80], [45, 45, 60, 60], [60, 20, 99, 80]])
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.88, 0.99]])
+    points = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 5, 2)
+    mean, best = vote(scores, boxes[None], points, torch.tensor([50.0, 50.0]))
+    assert torch.allclose(mean, torch.full((1, 5, 2), 0.8 / 1.7), atol=1e-5) and best.item() == pytest.approx(0.9)
+    mean, best = vote(scores * 0.5, boxes[None], points, torch.tensor([50.0, 50.0]))  # none is sure
+    assert best.item() == 0 and mean.abs().max() == 0
+
+
+def test_the_size_of_a_face_in_profile_is_from_eye_to_mouth() -> None:
+    front = torch.tensor([[0.0, 0], [30, 0], [15, 10], [0, 24], [30, 24]])
+    profile = torch.tensor([[0.0, 0], [3, 4], [15, 10], [18, 24], [3, 24]])
+    assert face_size(torch.stack([front, profile])).tolist() == pytest.approx([30, 30])
+
+
+@pytest.mark.parametrize(("moves", "rounds"), [(0.5, 1), (4.0, 6)])
+def test_landmarks_are_looked_at_until_they_settle(moves: float, rounds: int) -> None:
+    """Ten faces, eight of them at a time; each look moves them on by as many px of the picture."""
+    spots = torch.arange(10.0).view(10, 1, 1) * torch.tensor([40.0, 0.0])
+    points, looks = torch.tensor(ffhq_template(64)).float() + spots, []
+    wanted, box = torch.tensor(ffhq_template(SIDE)).float(), torch.tensor([0.0, 0, SIDE - 1, SIDE - 1])
+
+    def see(crops: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
+        count = len(crops) // 2
+        looks.append(count)
+        there = wanted + torch.tensor([moves * SIDE / 64, 0.0])
+        back = there[list(MIRRORED)] * torch.tensor([-1.0, 1.0]) + torch.tensor([SIDE - 1.0, 0.0])
+        found = torch.cat([there.expand(count, 1, 5, 2), back.expand(count, 1, 5, 2)])
+        return torch.full((2 * count, 1), 0.9), box.expand(2 * count, 1, 4), found
+
+    seen, _ = settle(see, [torch.zeros(3, 64, 500)], points, torch.zeros(10, dtype=torch.long), torch.device("cpu"))
+    assert looks == [8, 2] * rounds
+    assert torch.allclose(seen, points + torch.tensor([moves * rounds, 0.0]), atol=0.02)
+
+
+def test_other_runtimes_get_every_grey_level_blue_first() -> None:
+    levels = torch.arange(256.0).view(1, 1, 256) / 255
+    pixels = as_bytes(torch.cat([levels, levels.flip(2), torch.full_like(levels, 2.0)]))
+    assert pixels.shape == (1, 256, 3) and pixels[0, :, 2].tolist() == list(range(256))
+    assert pixels[0, :, 1].tolist() == list(range(255, -1, -1)) and (pixels[..., 0] == 255).all()

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from idcodeformer.compositing.grain import _white, add_grain, surroundings
+from idcodeformer.compositing.grain import (
+    _at_frequencies,
+    _Blocks,
+    _noise,
+    _passed,
+    _repeats,
+    _white,
+    add_grain,
+    surroundings,
+)
 from idcodeformer.files.reading import read
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.pipeline import FacePipeline
@@ -160,3 +169,59 @@ def test_an_aligned_crop_gets_the_grain_it_had(clean: Tensor, mode: str, strengt
     assert torch.equal(out[0], bare[0])  # none is made up
     added = float((out[1] - bare[1])[:, 8:-8, 8:-8].mean(0).std()) * 255
     assert added == 0 if mode == "off" else 0.85 < added / (10 * strength) < 1.1
+
+
+def waves(cycles: float, level: float = 0.1) -> Tensor:
+    """[96,96]: that many cycles in 16 px, of this amplitude, along x."""
+    return 0.5 + level * torch.cos(torch.arange(96) * 2 * torch.pi * cycles / 16).expand(96, -1)
+
+
+def test_a_spectrum_sums_up_to_the_variance_of_what_is_fine() -> None:
+    blocks = _Blocks(waves(4))
+    assert torch.allclose(blocks.spectra.sum((1, 2)), torch.full((len(blocks.spectra),), 0.1**2 / 2), rtol=0.02)
+    assert torch.allclose(blocks.level, torch.full_like(blocks.level, 0.5), atol=1e-3)
+    assert int(blocks.spectra[0].argmax()) in (4, 12)  # at its frequency
+    assert float(_Blocks(waves(0.5)).spectra.sum((1, 2)).max()) < 0.02 * 0.1**2  # shading is no grain
+
+
+def test_frequencies_keep_their_values_where_a_finer_transform_has_them_too() -> None:
+    values = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(_at_frequencies(values, (16, 16)), values, atol=1e-5)
+    finer = _at_frequencies(values, (32, 64))
+    assert torch.allclose(finer[::2, ::4], values, atol=1e-5)
+    assert torch.allclose(finer[1, ::4], (values[0] + values[1]) / 2, atol=1e-5)
+
+
+def test_noise_has_the_variance_and_the_frequencies_it_is_asked_for() -> None:
+    spectrum = torch.zeros(16, 16)
+    spectrum[0, 4] = spectrum[0, 12] = 0.5e-3
+    made = _noise(spectrum, 3, (700, 96))
+    assert made.shape == (1, 700, 96) and float(made.var()) == pytest.approx(1e-3, rel=0.25)
+    seen = torch.fft.fft2(made[0, :96, :96]).abs().square().mean(0)
+    assert int(seen[:48].argmax()) in range(20, 29)  # 24 cycles in 96 px
+
+
+def test_a_filter_passes_the_share_of_each_frequency() -> None:
+    plane, share = waves(4) + waves(6, 0.05) - 0.5, torch.zeros(16, 16)
+    share[:, [6, 10]] = 1.0
+    assert torch.allclose(_passed(plane, torch.ones(16, 16)), plane, atol=1e-5)
+    inner = _passed(plane, share)[16:-16, 16:-16]
+    assert torch.allclose(inner, (waves(6, 0.05) - 0.5)[16:-16, 16:-16], atol=0.004)
+    assert torch.allclose(_passed(plane, share / 2)[16:-16, 16:-16], inner / 2, atol=1e-5)
+
+
+def test_what_repeats_in_all_directions_is_a_pattern() -> None:
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(240.0), indexing="ij")
+    dots = torch.cos(x * 2 * torch.pi / 5) + torch.cos(y * 2 * torch.pi / 5)
+    noise = torch.randn(200, 240, generator=torch.Generator().manual_seed(1))
+    assert float(_repeats(0.5 + 0.05 * dots)) == 1 and float(_repeats(0.5 + 0.05 * dots + 0.02 * noise)) == 1
+    assert float(_repeats(0.5 + 0.05 * noise)) == 0
+    assert float(_repeats((x > 120) * 0.3 + 0.01 * noise)) == 0  # an edge repeats along itself alone
+
+
+def test_a_picture_too_small_for_blocks_gets_no_grain() -> None:
+    for size, changed in (((31, 200), False), ((32, 200), True)):
+        canvas = torch.full((3, *size), 0.5)
+        before = 0.5 + 0.05 * torch.randn(*size, generator=torch.Generator().manual_seed(2))
+        add_grain(canvas, before, None, (0, 0, size[1], size[0]), 1)
+        assert bool((canvas != 0.5).any()) == changed

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from idcodeformer.compositing.blend import paste
 from idcodeformer.compositing.masks import face_mask
+from idcodeformer.compositing.neighbours import Neighbour, own_part
 from idcodeformer.errors import BadOption
 from idcodeformer.geometry.alignment import align
 from idcodeformer.geometry.face_shape import FACE_AXES, FACE_CENTRE
@@ -121,3 +122,27 @@ def test_the_pipeline_leaves_the_neighbour_alone(how: str) -> None:
     theirs = ellipse(*RIGHT, (160, 200)) < ellipse(*LEFT, (160, 200))
     assert torch.equal(result.images[0][:, theirs], PICTURE[:, theirs])
     assert (result.images[0] - PICTURE).abs()[:, ellipse(*LEFT, (160, 200)) < 0.3].mean() > 0.2
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_mask_falls_to_the_border_of_a_neighbour_and_no_further(restored: bool) -> None:
+    """A face of the same size 0.4 sides to the right: both are as near at 0.7. Between two that are restored the mask
+    is a half there; beside one that is left alone it is zero a pixel before."""
+    side = 640
+    own = own_part([Neighbour((1.0, 0.0, -0.4, 0.0, 1.0, 0.0), restored)], side)
+    row = own[round(FACE_CENTRE[1] * side)]
+    reach = 0.15 * FACE_AXES[0] / 2  # of the side: over which it falls by one
+    edge = 0.7 if restored else 0.7 - reach * 2 * math.sqrt(2) / (FACE_AXES[0] * side * 0.15) - reach / 2
+    for place, wanted in ((edge - 1.05 * reach, 1), (edge - reach / 2, 1), (edge - reach / 4, 0.75), (edge, 0.5)):
+        wanted = wanted if not restored else min(1, 0.5 + (edge - place) / reach / 2)
+        assert float(row[round(place * side)]) == pytest.approx(wanted, abs=0.06)
+    assert row[round((0.7 + 1.1 * reach) * side) :].max() == 0 and row[: side // 2].min() == 1
+    assert restored or row[round(0.7 * side) - 1 :].max() == 0
+
+
+def test_every_picture_has_its_own_neighbours() -> None:
+    left, right = face(*LEFT), face(*RIGHT)
+    crops = align([PICTURE, PICTURE], [[left], [left]], 64)
+    _, (first, second) = paste([PICTURE, PICTURE], crops, 1 - crops.pixels, faces=[(left,), (left, right)])
+    assert torch.equal(first[0], masks_of(PICTURE, [left], [left]))
+    assert torch.equal(second[0], masks_of(PICTURE, [left], [left, right])) and not torch.equal(first, second)

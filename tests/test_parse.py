@@ -83,6 +83,8 @@ def test_bad_input_is_named() -> None:
             parser(torch.zeros(shape))
     with pytest.raises(BadOption, match="multiple of 16"):
         FaceParser(Bands(), "cpu", 100)
+    with pytest.raises(BadOption, match="from 64"):
+        FaceParser(Bands(), "cpu", 48)
     with pytest.raises(BadOption, match="no parsing classes"):
         soft_mask(torch.zeros(1, 8, 8, dtype=torch.uint8), (1, 19))
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from idcodeformer.compositing import blend as paste_module
+from idcodeformer.compositing import masks
 from idcodeformer.compositing.blend import paste
-from idcodeformer.compositing.plan import plan_paste
+from idcodeformer.compositing.plan import Region, overlap, plan_paste
 from idcodeformer.errors import BadImage, BadOption
 from idcodeformer.geometry.alignment import align
 from idcodeformer.geometry.templates import ffhq_template
@@ -473,3 +474,68 @@ def test_levels_of_8_bits_are_pasted_into_as_floats_are(options):
     assert torch.equal(found, (wanted * 255).round().byte())
     before = image.clone()
     assert torch.equal(paste([image], crops, smooth, options)[0][0], found) and torch.equal(image, before)
+
+
+# ---------------------------------------------------------------- figures of masks and plans
+
+
+def placed(visible: float, degrees: float = 0.0, density: float = 1.0) -> Region:
+    c, s = density * math.cos(math.radians(degrees)), density * math.sin(math.radians(degrees))
+    return Region(0, (0, 0, 1, 1), (c, s, 0.0, -s, c, 0.0), density, visible)
+
+
+@pytest.mark.parametrize(
+    ("visible", "upscale", "degrees", "margin", "width"),
+    [
+        (200, 1, 0, 10, 10),  # a twentieth of the side
+        (200, 0.5, 0, 10, 10),
+        (200, 4, 0, 13, 10),  # and what an input pixel at the border reaches once it is enlarged
+        (200, 40, 0, 22.5, 10),  # but a sixteenth at most
+        (200, 1, 45, 10 * 2**0.5, 10),
+        (19, 1, 0, 1, 1),
+        (6, 1, 0, 0.5, 0.5),  # tiny faces keep a soft edge
+    ],
+)
+def test_the_soft_edge_is_as_wide_as_the_face_is_large(visible, upscale, degrees, margin, width):
+    for density in (1.0, 2.5):
+        assert masks.feather(placed(visible, degrees, density), upscale) == pytest.approx((margin, width))
+
+
+def test_the_soft_edge_is_a_gaussian_cut_off_at_the_border():
+    """40 output px over 512 crop px: 2 px to either side of its middle, which lies 2 px inside."""
+    mask, px = masks.soft_square(placed(40, density=12.8), 512, 1.0, 512), 12.8
+    row = mask[256]
+    assert torch.equal(mask, mask.T) and torch.allclose(row, row.flip(0), atol=1e-6)
+    assert 0 <= row[0] < 0.004 and row[1] > 0 and row[round(4 * px)] == 1 > row[round(3.9 * px)]  # no seam
+    at = [float(row[round((2 + x) * px - 0.5)]) for x in (-1, -0.25, 0, 0.25, 1)]
+    assert at[2] == pytest.approx(0.5, abs=0.02) and at[0] + at[4] == pytest.approx(1, abs=0.03)
+    whole, cut = math.erf(1 / (1.1 * 2**0.5)), math.erf(2 / (1.1 * 2**0.5))  # OpenCV's sigma for 5 px
+    assert at[4] - at[0] == pytest.approx(whole / cut, abs=0.02)
+    assert float(mask[26, 26]) == pytest.approx(float(row[26]) ** 2, rel=1e-5)
+
+
+def test_a_users_mask_counts_between_0_and_1():
+    assert masks.user_mask(torch.tensor([[3.0, 0.25, -2.0]]), (1, 3), 0).tolist() == [[[1.0, 0.25, 0.0]]]
+
+
+def test_a_plan_knows_what_of_a_face_the_picture_shows():
+    """A crop of 60 px around the corner of the pixel at the origin: a quarter of it lies in the picture."""
+    crops = crops_of(torch.zeros(3, 90, 100), face(-0.5, -0.5, 60))
+    (group,) = plan_paste(crops).groups[0]
+    (region,) = group.regions
+    assert region.box == group.box == (0, 0, 30, 30)
+    assert region.visible == pytest.approx(30, abs=0.01) and region.density == pytest.approx(64 / 60, abs=1e-4)
+    (group,) = plan_paste(crops, 2.0).groups[0]
+    assert group.box == (0, 0, 60, 60) and group.regions[0].visible == pytest.approx(60, abs=0.02)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_groups_grow_until_their_boxes_meet_no_other(order):
+    """The third face meets neither of the others, but the box around both."""
+    places = [(20, 20, 30), (50, 50, 40), (62, 12, 14)]
+    crops = crops_of(torch.zeros(3, 120, 200), *(face(*places[n]) for n in order), face(170, 60, 30))
+    near, far = sorted(plan_paste(crops).groups[0], key=lambda group: -len(group.regions))
+    assert len(near.regions) == 3 and len(far.regions) == 1
+    boxes = torch.tensor([region.box for region in near.regions])
+    assert near.box == (*boxes[:, :2].amin(0).tolist(), *boxes[:, 2:].amax(0).tolist())
+    assert overlap((0, 0, 4, 4), (4, 0, 8, 4)) is None and overlap((0, 0, 4, 4), (3, 1, 8, 9)) == (3, 1, 4, 4)

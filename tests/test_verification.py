@@ -1,6 +1,7 @@
 """What is no face, which way up a face is, and faces that are found twice."""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from idcodeformer.detection import RetinaFaceDetector, load_detector, select
-from idcodeformer.detection.verification import Trust, residual, verify
+from idcodeformer.detection.verification import (
+    Trust,
+    _doubt,
+    _look_turned,
+    _quarters,
+    _turned_squares,
+    residual,
+    verify,
+)
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.types import DetectOptions, Face
 
@@ -141,3 +150,55 @@ def test_of_findings_that_share_their_middle_the_best_stays_and_neighbours_both(
     everything = (first, again, larger, beside)
     found = verify(seen_everywhere, [torch.zeros(3, 140, 140)], [everything], CPU, DetectOptions(), trust)[0]
     assert [face.score for face in found] == [0.97, 0.8]
+
+
+@pytest.mark.parametrize("side", [384, 60])
+def test_what_a_turned_picture_shows_lies_where_it_is(side: int) -> None:
+    """A bright spot of a picture of 100 x 60 px, seen in each of three turned views, shrunk or not."""
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(100.0), indexing="ij")
+    image = torch.exp(-((x - 70) ** 2 + (y - 20) ** 2) / 18).expand(3, -1, -1)
+    spreads = []
+
+    def see(views: Tensor, best: int) -> tuple[Tensor, Tensor, Tensor]:
+        places = []
+        for view in views[:, 0]:
+            total = view.sum()
+            places.append([float((view.sum(0) * torch.arange(view.shape[1])).sum() / total),
+                           float((view.sum(1) * torch.arange(view.shape[0])).sum() / total)])  # fmt: skip
+            spreads.append(view.shape)
+        spot = torch.tensor(places)[:, None]
+        boxes = torch.cat([spot - torch.tensor([5.0, 3.0]), spot + torch.tensor([5.0, 3.0])], 2)
+        found = torch.cat([boxes, boxes + 40], 1), torch.stack([spot] * 2, 1).expand(-1, 2, 5, 2)
+        return torch.tensor([[0.9, 0.4]]).expand(len(views), 2), *found
+
+    faces = _look_turned(see, image, (1, 2, 3), side, 0.5)
+    assert len(faces) == 3 and all(shape == (min(side, 100),) * 2 for shape in spreads)
+    scale = 100 / min(side, 100)
+    for face, (across, down) in zip(faces, ((6, 10), (10, 6), (6, 10))):
+        assert face.score == pytest.approx(0.9)
+        assert (face.landmarks - torch.tensor([70.0, 20.0])).abs().max() < 0.15 * scale
+        x0, y0, x1, y1 = face.box.tolist()
+        assert (x1 - x0, y1 - y0) == pytest.approx((across * scale, down * scale), abs=0.01)
+        assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((70, 20), abs=0.15 * scale)
+
+
+def test_a_picture_is_turned_as_most_of_its_faces_lie() -> None:
+    points = torch.tensor(ffhq_template(100)).float()
+    turns = [points]
+    for _ in range(3):
+        turns.append(torch.stack([99 - turns[-1][:, 1], turns[-1][:, 0]], 1))  # by a quarter, clockwise as seen
+    assert _quarters(torch.stack(turns)).tolist() == [0, 3, 2, 1]
+    for number, one in enumerate(turns):
+        boxes = torch.tensor([[0.0, 0, 99, 99]])
+        matrix = _turned_squares(boxes, 192)[0, int(_quarters(one[None])[0])]
+        upright = one.double() @ matrix[:, :2].T + matrix[:, 2]
+        eyes, mouth = upright[:2].mean(0), upright[3:].mean(0)
+        assert mouth[1] > eyes[1] + 20 and upright[0, 0] < upright[1, 0], number
+        assert float((upright.mean(0) - 95.5).abs().max()) < 40
+
+
+def test_a_doubt_names_its_reason_and_a_face_has_none() -> None:
+    trust = Trust(0.9, 0.6)
+    assert _doubt(0.6, 0.3, trust) == "" == _doubt(0.1, math.inf, trust)
+    assert "no face is seen" in _doubt(0.59, 0.1, trust) and "probability 0.59" in _doubt(0.59, 0.1, trust)
+    assert "0.40 eye distances off" in _doubt(0.99, 0.4, trust)

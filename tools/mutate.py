@@ -1,14 +1,17 @@
 """Do the tests notice? Seeded slips in a copy of the source, each against the tests that ought to fail.
 
-    python tools/mutate.py [--seed 1] [--count 100] [--only compositing] [--timeout 300] [--out FILE]
+    python tools/mutate.py [--seed 1] [--count 100] [--only paste nodes/detect] [--out FILE] [--seen FILE]
 
-A slip turns a comparison, a sign or a boolean round, changes a constant, or drops a statement. Heavy packages are
-imported once, and each run is a fork with the copy as its folder; the working tree is never touched. POSIX only.
+A slip turns a comparison, a sign or a boolean round, changes a constant, or drops a statement. The tests of an area are
+run once as they are, to see that they pass and which lines each of them runs; a slip is then tried on the tests that
+run its statement. Heavy packages are imported once, and each run is a fork with the copy as its folder; the working
+tree is never touched. POSIX only.
 """
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import io
 import json
 import os
@@ -18,46 +21,39 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NODES, TRAINING = "tests/test_nodes/test_node_", "tests/test_training/test_train_"
-# File -> the tests that ought to notice, quick ones first.
-TARGETS: dict[str, list[str]] = {
-    "idcodeformer/detection/selection.py": ["tests/test_selection.py"],
-    "idcodeformer/compositing/masks.py": ["tests/test_paste.py"],
-    "idcodeformer/compositing/plan.py": ["tests/test_paste.py"],
-    "idcodeformer/compositing/blend.py": ["tests/test_paste.py"],
-    "idcodeformer/compositing/parsing.py": ["tests/test_parse.py"],
-    "idcodeformer/detection/retinaface.py": ["tests/test_detect.py"],
-    "idcodeformer/detection/landmarks.py": ["tests/test_detect.py"],
-    "idcodeformer/guidance/gate.py": ["tests/test_guidance.py"],
-    "idcodeformer/guidance/optimise.py": ["tests/test_guidance.py"],
-    "idcodeformer/guidance/descent.py": ["tests/test_guidance.py"],
-    "idcodeformer/guidance/judging.py": ["tests/test_guidance.py"],
-    "idcodeformer/guidance/along.py": ["tests/test_video_people.py"],
-    "idcodeformer/guidance/fidelity.py": ["tests/test_family.py", "tests/test_guidance.py"],
-    "idcodeformer/guidance/restoring.py": ["tests/test_family.py", "tests/test_guidance.py"],
-    "idcodeformer/identity/people.py": ["tests/test_people.py", "tests/test_family.py"],
-    "idcodeformer/bulk/manifest.py": ["tests/test_bulk.py"],
-    "idcodeformer/bulk/listing.py": ["tests/test_bulk.py"],
-    "training/stages/losses.py": [f"{TRAINING}losses.py", f"{TRAINING}objective.py", f"{TRAINING}identity.py"],
-    "training/stages/base.py": [f"{TRAINING}objective.py", f"{TRAINING}steps.py", f"{TRAINING}stages.py"],
-    "training/stages/fidelity.py": [f"{TRAINING}objective.py", f"{TRAINING}identity.py", f"{TRAINING}stages.py"],
-    "training/trainer.py": [f"{TRAINING}steps.py", f"{TRAINING}loop.py", f"{TRAINING}resume.py"],
-    "nodes/convert.py": [f"{NODES}detect.py", f"{NODES}restore.py"],
-    "nodes/detect.py": [f"{NODES}detect.py"],
-    "nodes/compare.py": [f"{NODES}score.py"],
-    "nodes/faces.py": [f"{NODES}restore.py", f"{NODES}detect.py"],
-    "nodes/upscale.py": [f"{NODES}restore.py", f"{NODES}memory.py"],
-    "nodes/stream.py": [f"{NODES}restore.py"],
-    "nodes/restoring.py": [f"{NODES}restore.py", f"{NODES}guided.py", f"{NODES}person.py"],
-    "nodes/people.py": [f"{NODES}person.py", f"{NODES}guided.py"],
-    "nodes/managed.py": [f"{NODES}memory.py", f"{NODES}held.py", f"{NODES}restore.py"],
-    "nodes/paste.py": [f"{NODES}paste.py"],
-}
+TRAINED = [f"tests/test_training/test_train_{name}.py" for name in (
+    "losses", "objective", "identity", "gradients", "steps", "stages", "parser", "loop", "resume",
+)]  # fmt: skip
+# Area -> (files of the source, tests that ought to notice, quick ones first); a file belongs to the first that has it.
+AREAS: dict[str, tuple[list[str], list[str]]] = {
+    "paste": (
+        ["idcodeformer/compositing/*.py"], [f"tests/test_{n}.py" for n in ("parse", "neighbours", "paste", "grain")],
+    ),
+    "detection": (
+        ["idcodeformer/detection/*.py"],
+        [f"tests/test_{n}.py" for n in ("selection", "scrfd", "registries", "verification", "detect")],
+    ),
+    "guidance": (
+        ["idcodeformer/guidance/*.py"], [f"tests/test_{n}.py" for n in ("family", "guidance", "video_people")],
+    ),
+    "losses": (["training/stages/losses.py", "training/stages/perceptual.py"], [*TRAINED, "tests/test_perceptual.py"]),
+    "trainer": (["training/trainer.py", "training/optim.py", "training/stages/*.py"], TRAINED),
+    "nodes": (["nodes/*.py"], ["tests/test_nodes/*.py"]),
+    "people": (["idcodeformer/identity/people.py", "idcodeformer/identity/known.py"], ["tests/test_people.py"]),
+    "bulk": (["idcodeformer/bulk/manifest.py", "idcodeformer/bulk/listing.py"], ["tests/test_bulk.py"]),
+}  # fmt: skip
 FLIPPED = {
     ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -106,11 +102,11 @@ def _nested(node: ast.AST) -> bool:
     return isinstance(node, (ast.FunctionDef, ast.arguments, ast.Raise))
 
 
-def made(slip: Slip, folder: Path = ROOT) -> tuple[str, str]:
-    """The file's source with the slip, and a line that tells it."""
+def made(slip: Slip, folder: Path = ROOT) -> tuple[str, str, range]:
+    """The file's source with the slip, a line that tells it, and the lines of its statement."""
     tree = ast.parse((folder / slip.file).read_text(encoding="utf-8"))
     node = _inside_functions(tree)[slip.place]
-    before = ast.unparse(node)
+    before, lines = ast.unparse(node), _lines(tree, node)
     if isinstance(node, ast.Compare):
         node.ops[0] = FLIPPED[type(node.ops[0])]()
     elif isinstance(node, ast.BinOp):
@@ -126,23 +122,32 @@ def made(slip: Slip, folder: Path = ROOT) -> tuple[str, str]:
     else:
         where = next(b for b in ast.walk(tree) for _, b in ast.iter_fields(b) if isinstance(b, list) and node in b)
         where[where.index(node)] = ast.copy_location(ast.Pass(), node)
-        return ast.unparse(ast.fix_missing_locations(tree)), f"{slip.file}:{node.lineno} dropped: {before[:90]}"
+        told = f"{slip.file}:{node.lineno} dropped: {before[:90]}"
+        return ast.unparse(ast.fix_missing_locations(tree)), told, lines
     after = ast.unparse(node)
     told = f"{slip.file}:{node.lineno} {slip.kind}: {before[:60]} -> {after[:60]}"
-    return ast.unparse(ast.fix_missing_locations(tree)), told
+    return ast.unparse(ast.fix_missing_locations(tree)), told, lines
+
+
+def _lines(tree: ast.Module, node: ast.AST) -> range:
+    """The lines of the innermost statement around a node, of a compound one those before its body."""
+    around = [s for s in ast.walk(tree) if isinstance(s, ast.stmt) and any(n is node for n in ast.walk(s))]
+    inner = min(around, key=lambda s: s.end_lineno - s.lineno)
+    body = getattr(inner, "body", None)
+    return range(inner.lineno, max(inner.lineno, body[0].lineno - 1) + 1 if body else inner.end_lineno + 1)
 
 
 def copied() -> Path:
     """A copy of what is committed."""
-    folder = Path(tempfile.mkdtemp(prefix="mutate_"))
+    folder = Path(tempfile.mkdtemp(prefix="mutate_")).resolve()
     data = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         archive.extractall(folder, filter="data")
     return folder
 
 
-def verdict(folder: Path, tests: list[str], timeout: float) -> str:
-    """killed, survived or timeout, of the tests as they stand in ``folder``."""
+def tested(folder: Path, tests: list[str], timeout: float, plugin: Seen | None = None, into: Path | None = None) -> str:
+    """killed, survived or timeout, of the tests as they stand in ``folder``; what ``plugin`` saw goes ``into``."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -151,41 +156,133 @@ def verdict(folder: Path, tests: list[str], timeout: float) -> str:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        import pytest
-
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not comfy and not gpu", *tests])
+        stop = [] if plugin else ["-x"]
+        command = ["-q", *stop, "-p", "no:cacheprovider", "-m", "not slow and not comfy and not gpu and not parity"]
+        code = pytest.main([*command, *tests], [plugin] if plugin else [])
+        if plugin and into:
+            into.write_text(json.dumps(plugin.result()), encoding="utf-8")
         os._exit(int(code))
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return "survived" if status == 0 else "killed"
-        time.sleep(0.2)
+        time.sleep(0.1)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "timeout"  # an endless loop is noticed too
 
 
-def chosen(seed: int, count: int, only: str, folder: Path = ROOT) -> list[Slip]:
-    """As many slips from each file, drawn with ``seed``."""
-    files = [file for file in TARGETS if only in file]
-    draws = random.Random(seed)
-    pools = {file: draws.sample(pool := slips_of(file, folder), len(pool)) for file in files}
-    picked: list[Slip] = []
-    while len(picked) < count and any(pools.values()):
-        for file in files:
-            if pools[file] and len(picked) < count:
-                picked.append(pools[file].pop())
-    return sorted(picked, key=lambda slip: files.index(slip.file))
+class Seen:
+    """Which lines of the source each test runs, those of the fixtures that it shares with others included."""
+
+    def __init__(self, folder: Path, files: list[str]):
+        self.files = {str(folder / file): file for file in files}
+        self.own: dict[str, set[str]] = {}
+        self.shared: dict[str, set[str]] = {}
+        self.uses: dict[str, list[str]] = {}
+        self.took: dict[str, float] = {}
+        self.failed: set[str] = set()
+        self.into: set[str] = set()
+
+    def _enter(self, frame: Any, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename in self.files else None
+
+    def _line(self, frame: Any, event: str, arg: Any) -> Any:
+        if event == "line":
+            self.into.add(f"{self.files[frame.f_code.co_filename]}:{frame.f_lineno}")
+        return self._line
+
+    @contextmanager
+    def _to(self, lines: set[str]) -> Iterator[None]:
+        before, self.into = self.into, lines
+        yield
+        self.into = before
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        sys.settrace(self._enter)
+        threading.settrace(self._enter)
+        with self._to(self.own.setdefault(item.nodeid, set())):
+            yield
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        self.uses[item.nodeid] = [
+            self._key(each) for name in item.fixturenames for each in item._fixtureinfo.name2fixturedefs.get(name, ())
+        ]
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        if fixturedef.scope == "function":
+            yield
+            return
+        with self._to(self.shared.setdefault(self._key(fixturedef), set())):
+            yield
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.took[report.nodeid] = self.took.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    @staticmethod
+    def _key(fixturedef: Any) -> str:
+        return f"{fixturedef.baseid}:{fixturedef.argname}"
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        return {
+            test: {
+                "lines": sorted(lines.union(*(self.shared.get(key, ()) for key in self.uses[test]))),
+                "took": self.took[test],
+                "failed": test in self.failed,
+            }
+            for test, lines in self.own.items()
+        }
+
+
+def seen_of(folder: Path, tests: list[str], files: list[str], timeout: float, cache: Path | None) -> dict[str, Any]:
+    """Test -> the lines it runs, its seconds, whether it failed; ``cache`` keeps what is known of unchanged files."""
+    known = json.loads(cache.read_text(encoding="utf-8")) if cache and cache.exists() else {}
+    found: dict[str, Any] = {}
+    sources = b"".join((folder / file).read_bytes() for file in sorted(files))
+    for test in tests:
+        key = hashlib.sha256(sources + (folder / test).read_bytes()).hexdigest()
+        if known.get(test, {}).get("key") != key:
+            into = folder / "seen.json"
+            into.unlink(missing_ok=True)
+            tested(folder, [test], 6 * timeout, Seen(folder, files), into)
+            known[test] = {"key": key, "tests": json.loads(into.read_text(encoding="utf-8"))}
+            if cache:
+                cache.write_text(json.dumps(known), encoding="utf-8")
+        found |= known[test]["tests"]
+    return found
+
+
+def files_of(area: str, folder: Path) -> list[str]:
+    """The files of the source that an area has."""
+    found: dict[str, str] = {}
+    for name, (patterns, _) in AREAS.items():
+        for file in (str(p.relative_to(folder)) for pattern in patterns for p in sorted(folder.glob(pattern))):
+            found.setdefault(file, name)
+    return [file for file, name in found.items() if name == area]
+
+
+def chosen(area: str, seed: int, count: int, only: list[str], folder: Path = ROOT) -> list[Slip]:
+    """As many slips from each file of an area, drawn with ``seed``."""
+    draws = random.Random(f"{seed} {area}")
+    files = [file for file in files_of(area, folder) if not only or any(part == area or part in file for part in only)]
+    pools = [draws.sample(pool := slips_of(file, folder), len(pool)) for file in draws.sample(files, len(files))]
+    rounds = [slip for n in range(max(map(len, pools), default=0)) for pool in pools for slip in pool[n : n + 1]]
+    return sorted(rounds[:count], key=lambda slip: slip.file)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--only", default="", help="part of the names of files")
+    parser.add_argument("--count", type=int, default=100, help="slips, as many from each area")
+    parser.add_argument("--only", nargs="*", default=[], help=f"areas ({', '.join(AREAS)}) or parts of names of files")
     parser.add_argument("--timeout", type=float, default=300.0, help="s for the tests of one slip")
     parser.add_argument("--out", type=Path, default=None, help="a line of JSON for each slip")
+    parser.add_argument("--seen", type=Path, default=None, help="keeps what each test runs for the next call")
     args = parser.parse_args()
     import cv2  # noqa: F401
     import PIL.Image  # noqa: F401
@@ -194,20 +291,44 @@ def main() -> int:
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
-    folder, counts = copied(), {"killed": 0, "survived": 0, "timeout": 0}
-    for slip in chosen(args.seed, args.count, args.only, folder):
-        source, told = made(slip, folder)
-        kept = (folder / slip.file).read_text(encoding="utf-8")
-        (folder / slip.file).write_text(source, encoding="utf-8")
-        found = verdict(folder, TARGETS[slip.file], args.timeout)
-        (folder / slip.file).write_text(kept, encoding="utf-8")
-        counts[found] += 1
-        print(f"{found:8} {told}", flush=True)
-        if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"verdict": found, "slip": told}) + "\n")
-    print(f"{counts['killed'] + counts['timeout']} of {sum(counts.values())} noticed")
+    folder = copied()
+    areas = {a: s for a in AREAS if (s := chosen(a, args.seed, args.count, args.only, folder))}
+    everything = [file for area in AREAS for file in files_of(area, folder)]
+    counts: dict[str, Counter[str]] = {}
+    for area, slips in areas.items():
+        counts[area] = Counter()
+        patterns = AREAS[area][1]
+        tests = [str(p.relative_to(folder)) for pattern in patterns for p in sorted(folder.glob(pattern))]
+        seen = seen_of(folder, tests, everything, args.timeout, args.seen)
+        for test in (name for name, of in seen.items() if of["failed"]):
+            print(f"fails without a slip, left out: {test}", flush=True)
+        for slip in slips[: max(1, args.count // len(areas))]:
+            source, told, lines = made(slip, folder)
+            at = {f"{slip.file}:{line}" for line in lines}
+            ask = [name for name, of in seen.items() if not of["failed"] and at.intersection(of["lines"])]
+            ask.sort(key=lambda name: (tests.index(name.split("::")[0]), seen[name]["took"]))
+            found = _tried(folder, slip.file, source, ask, args.timeout)
+            counts[area][found] += 1
+            print(f"{found:8} {told}", flush=True)
+            if args.out:
+                with args.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"area": area, "verdict": found, "slip": told, "tests": len(ask)}) + "\n")
+    for area, number in counts.items():
+        print(f"{area}: {number['killed'] + number['timeout']} of {number.total()} noticed")
+    print(f"{sum(n['killed'] + n['timeout'] for n in counts.values())} of {sum(n.total() for n in counts.values())}")
     return 0
+
+
+def _tried(folder: Path, file: str, source: str, tests: list[str], timeout: float) -> str:
+    """What the ``tests`` say of a slip; "not run" where none of them comes by (one that starts a process may)."""
+    if not tests:
+        return "not run"
+    kept = (folder / file).read_text(encoding="utf-8")
+    (folder / file).write_text(source, encoding="utf-8")
+    try:
+        return tested(folder, tests, timeout)
+    finally:
+        (folder / file).write_text(kept, encoding="utf-8")
 
 
 if __name__ == "__main__":

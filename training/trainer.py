@@ -78,7 +78,9 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return
         model, discriminator = self._own_state(), self.stage.discriminator
-        broken = [k for k, v in model.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+        judge = {} if discriminator is None else discriminator.state_dict()
+        everything = [*model.items(), *((f"discriminator.{k}", v) for k, v in judge.items())]
+        broken = [k for k, v in everything if v.is_floating_point() and not bool(v.isfinite().all())]
         if broken:
             raise self._not_finite(f"The weights ({broken[0]}) are not finite after step {step - 1}")
         state = {
@@ -88,7 +90,7 @@ class Trainer:
             "model": model,
             "ema": self.ema.net.state_dict(),
             "optimisers": [o.state_dict() for o in (self.optimiser, self.optimiser_d) if o is not None],
-            "discriminator": discriminator.state_dict() if discriminator is not None else {},
+            "discriminator": judge,
             "precision": self.fabric.strategy.precision.state_dict(),
             "best": self.best,
             "score": SCORE,

@@ -20,8 +20,10 @@ def test_outputs(run, group):
     assert centres(faces) == sorted(centres(faces))
     assert preview.shape == group.shape and not torch.equal(preview, group)
     assert mask.shape == (1, 256, 928) and set(mask.unique().tolist()) == {0.0, 1.0}
-    for x in centres(faces):
-        assert mask[0, 130, int(x)] == 1
+    for x0, y0, x1, y1 in (face.box.round().int().tolist() for face in faces.faces[0]):
+        x, y = (x0 + x1) // 2, (y0 + y1) // 2
+        assert mask[0, [y, y0 + 2, y1 - 2, y, y], [x, x, x, x0 + 2, x1 - 2]].all()
+        assert not mask[0, [y0, y0, y1, y1], [x0, x1, x0, x1]].any()  # an ellipse, not the box
     assert all(crop.shape == (1, 512, 512, 3) for crop in crops)
 
 
@@ -157,3 +159,64 @@ def test_labels_do_not_cover_each_other_in_a_crowd(pack, monkeypatch):
         assert 0 <= left < right <= 240 and 0 <= top < bottom <= 180
         assert not any(left < c and a < right and top < d and b < bottom for a, b, c, d in rectangles[:n])
     assert picture.amax() > 0.7 and torch.equal(drawing.marked(blank, []), blank)
+
+
+def test_frames_are_taken_by_the_pixels_they_have(pack, monkeypatch):
+    convert = pack.sub("convert")
+    monkeypatch.setattr(convert, "_PIXELS_AT_ONCE", 1000)
+    frames = convert.frames_of(torch.zeros(7, 10, 20, 3))
+    assert list(frames.chunks()) == [(0, 5), (5, 7)] and list(frames.chunks(most=3)) == [(0, 3), (3, 6), (6, 7)]
+    assert list(frames.chunks(2.0)) == [(n, n + 1) for n in range(7)]
+    assert list(frames.chunks(0.5)) == list(frames.chunks())
+    assert list(convert.frames_of(torch.zeros(2, 100, 200, 3)).chunks()) == [(0, 1), (1, 2)]
+
+
+def test_a_frame_that_holds_nan_is_named(run, pack):
+    frames = torch.zeros(3, 40, 40, 3)
+    frames[2, 5, 6, 1] = float("nan")
+    with pytest.raises(pack.errors.BadImage, match="Frame 2 of 'image' holds NaN"):
+        run("DetectFaces", image=frames)
+
+
+def test_frames_with_one_two_and_five_channels(pack):
+    """Colours first, the rest comes along; whole numbers are grey levels of 255."""
+    convert, levels = pack.sub("convert"), torch.arange(5) * 51
+    for channels, colours, extra in ((1, [0] * 3, 0), (2, [0] * 3, 1), (3, [0, 51, 102], 0), (5, [0, 51, 102], 2)):
+        frames = convert.frames_of(levels[:channels].expand(1, 4, 6, -1).to(torch.uint8))
+        assert frames.size == (4, 6) and frames.extras == extra
+        assert torch.allclose(frames.part(0, 1)[0, :, 1, 1], torch.tensor(colours) / 255)
+        rest = levels[channels - extra : channels] / 255
+        assert torch.allclose(frames.extra(0, 1)[0, 1, 1], rest) and frames.extra(0, 1).shape[-1] == extra
+
+
+def test_a_digest_tells_values_and_shapes_apart(pack):
+    of = [pack.sub("convert").Frames, pack.sub("held").digest]
+    one = torch.zeros(2, 4, 6, 3)
+    other = one.clone()
+    other[1, 3, 5, 2] = 1e-3
+    alike = [one, one.clone(), one.transpose(1, 2).contiguous().transpose(1, 2)]
+    unlike = [other, one.view(2, 6, 4, 3), one.half(), one[:1]]
+    for make in of:
+        digests = [made.digest() if hasattr(made, "digest") else made for made in map(make, alike + unlike)]
+        assert len(set(digests[:3])) == 1 and len(set(digests)) == 1 + len(unlike)
+
+
+@pytest.mark.parametrize("shape", [(200, 240), (1, 200, 240), (2, 200, 240), (2, 1, 200, 240), (2, 200, 240, 1)])
+def test_masks_of_every_shape_are_one_per_frame(pack, shape):
+    convert = pack.sub("convert")
+    frames, mask = convert.frames_of(torch.zeros(2, 100, 120, 3)), torch.zeros(shape)
+    mask.view(-1, 200, 240)[..., :120] = 2.0
+    mask.view(-1, 200, 240)[-1, :100] = -1.0
+    second = convert.masks_for(mask, frames).part(1, 2)
+    assert second.shape == (1, 1, 100, 120)
+    assert second[0, 0, 60:, :59].min() == 1 and second[0, 0, :49].max() == 0 and second[0, 0, :, 61:].max() == 0
+    both = convert.masks_for(mask, frames).part(0, 2)
+    assert both.shape == (2, 1, 100, 120) and torch.equal(both[1:], second)
+
+
+def test_crops_are_joined_in_their_order(pack):
+    convert = pack.sub("convert")
+    parts = [torch.full((n, 3, 4, 4), level) for n, level in ((2, 0.25), (1, 0.5), (3, 2.0))]
+    out = convert.joined(parts, 9)
+    assert out.shape == (6, 4, 4, 3) and out[:, 0, 0, 0].tolist() == [0.25, 0.25, 0.5, 1, 1, 1] and not parts
+    assert convert.joined([], 9).shape == (1, 9, 9, 3) and not convert.joined([], 0).any()

@@ -149,3 +149,18 @@ def test_a_region_at_the_edge_stays_inside(pack, run, portrait):
     ((_, (element,)),), _ = run("FacesToSegs", image=portrait, faces=found, crop_factor=3.0)
     assert element.crop_region == [0, 234, 180, 384] and element.bbox == (0, 350, 40, 384)
     assert element.cropped_mask.shape == (150, 180) == element.cropped_image.shape[1:3]
+
+
+def test_a_region_keeps_its_length_inside_the_picture(pack):
+    span = pack.sub("layouts")._span
+    assert span(40, 60, 2.0, 200) == (30, 70)
+    assert span(0, 20, 2.0, 200) == (0, 40) and span(190, 200, 2.0, 200) == (180, 200)
+    assert span(10, 190, 2.0, 200) == (0, 200) and span(50, 50, 3.0, 200) == (50, 51)
+
+
+def test_scores_come_along_and_stay_probabilities(pack):
+    layouts, frames = pack.sub("layouts"), pack.sub("convert").frames_of(torch.zeros(1, 100, 100, 3))
+    box = {"x": 10, "y": 20, "width": 30, "height": 40}
+    for given, wanted in (({}, 1.0), ({"score": 0.4}, 0.4), ({"score": 7}, 1.0), ({"score": -1}, 0.0)):
+        ((corners, score),) = layouts.boxes_of({**box, **given}, frames)[0]
+        assert corners.tolist() == [10, 20, 40, 60] and score == pytest.approx(wanted)

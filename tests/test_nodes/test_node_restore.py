@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -418,3 +419,70 @@ def test_before_and_after_are_shown_on_the_node(pack, model, found, portrait, gr
     assert (sheet[:, :64] - before[0]).abs().mean() < 0.02 and (sheet[:, 64:] - after[0]).abs().mean() < 0.05
     assert (before[0] - after[0]).abs().mean() > 0.1
     assert node().restore(image=grey, faces=found(grey), **given)["ui"]["images"] == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 30])
+def test_the_sheet_shows_every_pair_once_side_by_side(pack, count):
+    """Up to 18 of them; a single one twice as large."""
+    draw = pack.sub("draw")
+    before, after = (
+        [torch.tensor([n + 1.0, green, 0])[:, None, None].expand(3, 8, 8) / 255 for n in range(count)]
+        for green in (0, 9)
+    )
+    parts = [slice(0, 1), slice(1, None)] if count > 1 else [slice(None)]
+    picture = draw.before_and_after(*([torch.stack(each[part]) for part in parts] for each in (before, after)))
+    sheet, side, places = torch.from_numpy(np.array(picture)).int(), 384 if count == 1 else 192, []
+    for n in range(min(count, 18)):
+        corners = [(sheet == torch.tensor([n + 1, green, 0])).all(2).nonzero().amin(0).tolist() for green in (0, 9)]
+        (top, left), twin = corners
+        assert twin == [top, left + side]
+        for x in (left, left + side):
+            assert (sheet[top : top + side, x : x + side] == sheet[top, x]).all()
+        places.append((top, left))
+    assert places == sorted(places)  # row by row, from the left
+    assert not (sheet == torch.tensor([19, 0, 0])).all(2).any()
+    assert sheet.shape[1] / sheet.shape[0] < 3
+
+
+def test_one_bar_over_parts_and_stages(pack):
+    """Frames 2 to 4 of 4: the second half of the bar, of which detecting has the first fifth."""
+    shown = []
+    progress = pack.sub("preview").StagedProgress(lambda done, total, picture: shown.append((done, total)))
+    progress.part(2, 4, 4)
+    for done, what in ((0, "detecting"), (1, "detecting"), (2, "detecting"), (1, "restoring"), (2, "guiding")):
+        progress(done, 2, what)
+    progress(2, 2, "pasting")
+    assert [done for done, _ in shown] == [50, 55, 60, 75, 98, 100] and {total for _, total in shown} == {100}
+    progress(1, 0, "detecting")
+    progress.part(0, 0, 0)
+
+
+def test_runs_of_black_masks_are_told_from_the_others(pack):
+    runs = pack.sub("stream")._runs
+    mask = torch.zeros(6, 1, 4, 4)
+    mask[[1, 2, 5], :, 3, 3] = 0.01
+    assert list(runs(mask, 6)) == [(0, 1, True), (1, 3, False), (3, 5, True), (5, 6, False)]
+    assert list(runs(None, 3)) == [(0, 3, False)] and list(runs(None, 0)) == []
+
+
+def test_previews_show_each_batch_before_and_after(pack, model):
+    preview, shown = pack.sub("preview"), []
+    crops = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    w = torch.linspace(0, 1, 5)
+
+    def told(done, total, what, picture=None):
+        shown.append((done, total, what, picture))
+
+    restorer = preview.PreviewingRestorer(model.restorer, told)
+    out = restorer(crops, pack.sub("restore").RestoreOptions(batch_size=2), w=w)
+    bare = model.restorer.ready()
+    assert torch.equal(out, torch.cat([bare(crops[n : n + 1], None, w=w[n : n + 1]) for n in range(5)]))
+    assert [done for done, *_ in shown] == [0, 2, 2, 4, 4, 5]
+    assert {(total, what) for _, total, what, _ in shown} == {(5, "restoring")}
+    pictures = [picture for *_, picture in shown]
+    assert torch.equal(pictures[0], torch.cat([crops[0], crops[0]], 2)) and pictures[2] is None is pictures[4]
+    for at, face in ((1, 1), (3, 3), (5, 4)):
+        assert torch.equal(pictures[at], torch.cat([crops[face], out[face]], 2))
+    shown.clear()
+    restorer(crops[:4], None)
+    assert all(picture is None for *_, picture in shown)

@@ -135,3 +135,63 @@ def test_an_unchanged_reference_is_neither_detected_nor_embedded_again(pack, mod
     assert len(detected) == 3 and len(embedded) == 3  # both, then the candidate alone
     node.score(reference=portrait * 0.9, candidate=member, **given)
     assert len(detected) == 5 and len(embedded) == 5
+
+
+def test_what_has_no_counterpart_is_said(score, portrait, group):
+    """Frames with another number of faces, a reference frame without one, a photo that shows nobody."""
+    first = group[:, :, :232]
+    *_, report, _ = score(group, first)
+    assert "frame 0: 4 faces in the reference, 1 in the candidate" in report
+    empty = torch.cat([portrait, torch.zeros_like(portrait)])
+    mean, _, same, report, _ = score(empty, torch.cat([portrait, portrait]))
+    assert mean == pytest.approx(1, abs=1e-4) and not same
+    assert "frame 1: no face in the reference: no score" in report and "faces in the" not in report
+    *_, report, _ = score(empty, portrait, compare="one_person")
+    assert "reference 1: no face" in report and "reference 0" not in report
+
+
+def spots(chart, colour) -> torch.Tensor:
+    """[n,2] rows and columns of a picture [3,H,W] that have this 8-bit colour."""
+    wanted = torch.tensor(colour)[:, None, None]
+    return ((chart * 255).round().int() == wanted).all(0).nonzero()
+
+
+def plain(*levels) -> torch.Tensor:
+    return torch.tensor(levels)[:, None, None].expand(3, 40, 40) / 255.0
+
+
+@pytest.mark.parametrize("value, threshold, reached", [(0.5, 0.25, True), (0.25, 0.25, True), (0.2, 0.75, False)])
+def test_the_chart_shows_both_faces_the_score_and_the_threshold(pack, value, threshold, reached):
+    draw, red, blue = pack.sub("draw"), (250, 1, 2), (3, 4, 250)
+    chart = draw.chart([draw.Pair("", plain(*red), plain(*blue), value)], threshold, "")
+    left, right = spots(chart, red), spots(chart, blue)
+    assert len(left) == len(right) > 30_000 and left[:, 1].max() < right[:, 1].min()
+    assert torch.equal(left[:, 0].unique(), right[:, 0].unique())
+    colours = {True: draw.GOOD, False: draw.BAD}
+    rest = spots(chart, draw.FAINT)
+    row = int(rest[:, 0].median())  # of the bar: what the score leaves of it
+    filled = spots(chart, colours[reached])
+    filled = filled[filled[:, 0] == row, 1]
+    tick = spots(chart, draw.INK)
+    tick = tick[tick[:, 0] == row, 1].float()
+    start, end = int(filled.min()), int(rest[:, 1].max())
+    assert start == int(left[:, 1].min()) and abs(end - int(right[:, 1].max())) <= 1  # under both
+    across = float(end - start)
+    edge = float(rest[rest[:, 0] == row, 1].min() if value >= threshold else filled.max())
+    assert (edge - start) / across == pytest.approx(value, abs=0.01)
+    assert (float(tick.mean()) - start) / across == pytest.approx(threshold, abs=0.01)
+    assert not len(spots(chart, colours[not reached]))
+
+
+def test_the_chart_has_room_for_every_pair_it_draws(pack):
+    """Of more than 24 the lowest; one that could not be scored is among them. No picture lies on another."""
+    draw, red, green, blue = pack.sub("draw"), (250, 1, 2), (5, 250, 6), (3, 4, 250)
+    one = len(spots(draw.chart([draw.Pair("", plain(*red), plain(*green), 0.1)], 0.3, ""), red))
+    for count in (2, 3, 4, 7):
+        chart = draw.chart([draw.Pair("", plain(*red), plain(*green), 0.1)] * count, 0.3, "")
+        assert len(spots(chart, red)) == len(spots(chart, green)) == count * one
+    many = [draw.Pair("", plain(*red), None, n / 100) for n in range(23)]
+    many += [draw.Pair("", plain(*green), None, 0.9)] * 3 + [draw.Pair("", plain(*blue), None, None)]
+    chart = draw.chart(many, 0.3, "")
+    assert len(spots(chart, red)) == 23 * one and len(spots(chart, blue)) == one and not len(spots(chart, green))
+    assert len(spots(chart, draw.BAD))  # "no score"

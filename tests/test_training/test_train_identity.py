@@ -179,6 +179,16 @@ def test_noise_belongs_to_the_sample_and_is_the_same_on_both_crops(listener):
     assert not torch.equal(first, listener.seen[-1])
 
 
+def test_all_crops_of_a_sample_are_shifted_blurred_and_grained_alike(listener):
+    """Else what the input shows, and what two photos have in common, would be judged by the noise between them."""
+    image = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = IdentityLoss([listener], jitter=3.0, blur=1.0, noise=0.2, seen=1.0, other=0.5)
+    loss(image, image, torch.tensor([4, 5]), degraded=image, other=image)
+    assert len(listener.seen) == 4 and all(torch.equal(crop, listener.seen[0]) for crop in listener.seen)
+    plain = loss._crop(image, None, None)
+    assert not torch.allclose(listener.seen[0], plain, atol=0.05)
+
+
 def test_blur_is_gaussian():
     point = torch.zeros(2, 1, 15, 15)
     point[:, 0, 7, 7] = 1

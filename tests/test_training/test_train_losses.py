@@ -1,6 +1,8 @@
 """The terms of the objective other than identity: codes, adversary, recogniser."""
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,3 +173,23 @@ def test_distillation_is_zero_for_the_teacher_itself_at_any_length():
     assert all(float(v) == pytest.approx(0, abs=1e-6) for v in distillation(3 * teacher, teacher, 1.0))
     direct, relation = distillation(torch.randn(6, 8), teacher, 1.0)
     assert float(direct) > 0.3 and float(relation) > 0.01
+
+
+def test_distillation_weighs_the_relations_within_the_batch():
+    """Two faces whose likeness to each other is 0 for the student and 1 for the teacher, both half right."""
+    teacher = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+    student = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    direct, relation = distillation(student, teacher, 2.0)
+    assert float(direct) == pytest.approx(1 - 0.5**0.5, abs=1e-6)
+    assert float(relation) == pytest.approx(2 * (1 + 1) / 4, abs=1e-5)  # of four pairs two are off by 1
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_arcface_learns_on_from_a_face_at_its_centre_and_from_its_opposite(side):
+    """The slope of the angle is infinite there; and no margin turns a face beyond the opposite of its centre."""
+    embedding = torch.tensor([[side, 0.0]], requires_grad=True)
+    logits = arcface_logits(embedding, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0]), 0.5, 10.0)
+    wanted = math.cos(0.5) if side > 0 else -1.0
+    assert logits[0].tolist() == pytest.approx([10 * wanted, 0], abs=0.02)
+    F.cross_entropy(logits, torch.tensor([0])).backward()
+    assert bool(embedding.grad.isfinite().all())

@@ -151,3 +151,20 @@ def test_the_adaptive_weight_holds_in_half_precision():
     assert weights == pytest.approx(scaled, rel=1e-3)
     layer = torch.ones(2, requires_grad=True)
     assert float(adaptive_weight(layer.sum(), (layer * float("inf")).sum(), layer, 0.8)) == 0
+
+
+def test_validation_says_psnr_in_units_of_0_to_1(make):
+    stage, batch = make("stage1", "loss.perceptual=0")
+    truth = to_unit(batch["truth"]) * 0.5
+    error = torch.tensor([0.2, 0.02, 0.02]).view(3, 1, 1, 1)  # of -1..1: 20, 40 and 40 dB, averaged over the images
+    out: dict[str, torch.Tensor] = {}
+    stage._judged(truth + error, truth, out)
+    assert out["psnr"].item() == pytest.approx(100 / 3, abs=1e-3) and out["l1"].item() == pytest.approx(0.08, rel=1e-4)
+
+
+def test_what_a_stage_does_not_train_stays_in_evaluation_mode(make):
+    stage, _ = make("stage3_id", "fidelity.train_generator=false", "fidelity.freeze=[encoder]")
+    still = {name for name, part in stage.net.named_children() if not part.training}
+    assert still == {"encoder", "quantize", "generator"}
+    stage.eval().train()
+    assert still == {name for name, part in stage.net.named_children() if not part.training}

@@ -197,4 +197,10 @@ def test_weights_that_are_not_finite_are_never_saved(base, faces, arguments, tmp
     with pytest.raises(NotFinite, match=r"generator\.blocks\.0\.bias.*last good"):
         trainer.save("last.ckpt", 2)
     assert (tmp_path / "last.ckpt").read_bytes() == before
+    trainer.stage.net.generator.blocks[0].bias.data[0] = 0.0
+    bias = [p for p in trainer.stage.discriminator.parameters()][-1]
+    bias.data[0] = float("nan")  # every run that went on from there would stop at its first step
+    with pytest.raises(NotFinite, match=r"discriminator\..*last good"):
+        trainer.save("last.ckpt", 2)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
     trainer.log.close()

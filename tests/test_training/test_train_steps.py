@@ -44,6 +44,7 @@ def test_moving_average_spans_a_share_of_the_steps(share, mean):
 def test_learning_rates():
     cosine = OptimConfig(lr=1.0, lr_min=0.2, warmup=10)
     assert [learning_rate(cosine, s, 110) for s in (0, 4, 10, 60, 110)] == pytest.approx([0.1, 0.5, 1.0, 0.6, 0.2])
+    assert [learning_rate(cosine, s, 110) for s in (160, 210)] == [0.2, 0.2]  # a run that goes on stays down there
     steps = OptimConfig(lr=1.0, schedule="steps", milestones=[5, 8])
     assert [learning_rate(steps, s, 10) for s in (4, 5, 8)] == [1.0, 0.5, 0.25]
     assert learning_rate(OptimConfig(lr=1.0, schedule="constant"), 9, 10) == 1.0
@@ -111,6 +112,62 @@ def test_the_discriminator_sees_every_part(runs, base, faces, arguments, tmp_pat
         trainer.log.close()
     assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-4)
     assert float((norms[0][1] - norms[1][1]).norm()) < 1e-3 * float(norms[0][1].norm())
+
+
+def test_each_step_draws_by_run_step_and_process(base, faces, tmp_path, monkeypatch):
+    """Dropout and Gumbel noise of a resumed run are those of an unbroken one, whatever was drawn before."""
+
+    def drawn(step, rank=0, *words):
+        config = load_config(base, [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", *words])
+        trainer, seen = Trainer(config), []
+        monkeypatch.setattr(type(trainer.fabric), "global_rank", property(lambda _: rank))
+        monkeypatch.setattr(trainer.stage, "before_step", lambda *_: seen.append(float(torch.rand(()))) or {})
+        torch.rand(step + 5)
+        trainer.step(collate([trainer.data[i] for i in range(4)]), step)
+        monkeypatch.undo()
+        trainer.log.close()
+        return seen[0]
+
+    first = drawn(3)
+    assert first == drawn(3)
+    others = [drawn(4), drawn(3, 1), drawn(3, 0, "seed=7")]
+    assert len({first, *others}) == 4
+
+
+def test_a_parameter_that_a_step_does_not_use_stays_where_it_is(runs, base, faces, arguments, tmp_path):
+    """A gradient of zeros in place of none would move it on by its momentum."""
+    runs["stage2"]
+    words = [*arguments["control"], "fidelity.code_only_every=2", "fidelity.code_only_from=1", "loss.gan=0"]
+    trainer = Trainer(load_config(base, [f"data.roots=[{faces}]", f"out={tmp_path}", *words]))
+    batch, fusion = collate([trainer.data[i] for i in range(4)]), trainer.stage.net.fuse_convs_dict
+    trainer.step(batch, 0)
+    before = [p.clone() for p in fusion.parameters()]
+    assert "l1" not in trainer.step(batch, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, fusion.parameters()))
+    trainer.step(batch, 2)
+    assert not all(torch.equal(a, b) for a, b in zip(before, fusion.parameters()))
+    trainer.log.close()
+
+
+def test_the_generators_step_costs_the_discriminator_no_gradient(base, faces, tmp_path, monkeypatch):
+    words = [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", "loss.gan=0.8"]
+    trainer, seen = Trainer(load_config(base, words)), []
+    learn = trainer._step_discriminator
+
+    def watched(discriminator, *given):
+        seen.extend(p.grad is None for p in discriminator.parameters())
+        return learn(discriminator, *given)
+
+    monkeypatch.setattr(trainer, "_step_discriminator", watched)
+    logs = trainer.step(collate([trainer.data[i] for i in range(4)]), 0)
+    trainer.log.close()
+    assert "gan" in logs and seen and all(seen)
+
+
+def test_a_run_takes_the_threads_it_is_given(base, faces, tmp_path):
+    config = load_config(base, [f"data.roots=[{faces}]", f"out={tmp_path}", "stage=stage1", "threads=2"])
+    Trainer(config).log.close()
+    assert torch.get_num_threads() == 2
 
 
 def test_parts_have_to_be_equal(base, faces, tmp_path):
