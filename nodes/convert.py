@@ -82,7 +82,7 @@ class Frames:
 
 
 def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() if pixels.is_floating_point() else pixels.float() / 255
+    return pixels.float() if pixels.is_floating_point() or pixels.dtype == torch.bool else pixels.float() / 255
 
 
 def frames_of(image: Tensor, name: str = "image") -> Frames:
@@ -150,9 +150,11 @@ class Masks:
     device: torch.device
 
     def part(self, start: int, stop: int) -> Tensor:
-        """[n,1,H,W] float32 in [0,1], one per frame and of its size."""
+        """[n,1,H,W] float32 in [0,1], one per frame and of its size. Raises BadImage where it holds NaN."""
         mask = self.source if len(self.source) == 1 else self.source[start:stop]
         mask = mask[:, None].to(self.device, torch.float32).clamp(0, 1)
+        if not bool(torch.isfinite(mask.sum())):
+            raise BadImage("'mask' holds NaN; repair the step that made it.")
         if tuple(mask.shape[2:]) != self.size:
             mask = F.interpolate(mask, size=self.size, mode="bilinear", align_corners=False)
         return mask.expand(stop - start, -1, -1, -1)

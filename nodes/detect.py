@@ -12,6 +12,7 @@ from ..idcodeformer.types import Faces
 from . import convert, draw, faces, folders, host
 from .managed import Kept, Part, load_together, recogniser_of
 from .people import LinkedPeople, people_of
+from .values import checked
 
 _CROP_SIDE = 512  # px
 _SHOWN_FRAMES, _SHOWN_SIDE = 8, 1024  # pictures on the node, px of their longer side
@@ -123,6 +124,7 @@ class DetectFaces:
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
         return folders.fingerprint_of("detector", detector)
 
+    @checked()
     def detect(
         self, image: Tensor, detector: str, confidence: float, min_eye_distance: float, max_faces: int, order: str,
         keep: str, indices: str, min_similarity: float = 0.0, mask: Tensor | None = None,

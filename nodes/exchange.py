@@ -10,6 +10,7 @@ from ..idcodeformer.types import DetectOptions, Face, Faces
 from . import convert, faces, folders, host, layouts
 from .detect import DetectFaces, outputs_of
 from .managed import Kept, load_together
+from .values import checked
 
 _SAME = 0.5  # of a face's size: faces whose middles are nearer are one
 
@@ -59,6 +60,7 @@ class FacesFromBoxes:
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
         return folders.fingerprint_of("detector", detector)
 
+    @checked()
     def convert(self, image: Tensor, found: Any, detector: str) -> dict[str, Any]:
         frames = convert.frames_of(image)
         boxes = layouts.boxes_of(found, frames)
@@ -100,6 +102,7 @@ class FacesToSegs:
             },
         }  # fmt: skip
 
+    @checked()
     def convert(self, image: Tensor, faces: Any, crop_factor: float) -> tuple[list[Any], list[Any]]:
         frames = convert.frames_of(image)
         given = _faces_of(faces, frames)

@@ -62,10 +62,10 @@ def parse_indices(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in filter(None, re.split(r"[,;\s]+", text.strip())):
         found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
-        if not found:
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
             raise BadOption(f"indices is '{text}'; write numbers from 0 as in '0, 2' or '0-3'.")
-        first = int(found[1])
-        numbers += range(first, int(found[2] or first) + 1)
+        numbers += range(first, last + 1)
     return tuple(dict.fromkeys(numbers))
 
 
@@ -87,11 +87,11 @@ def fidelities_of(given: Any) -> list[float]:
 
 
 def each_fidelity(values: Sequence[float], found: Sequence[Faces]) -> list[list[float]] | None:
-    """One for every face of every frame; None where none are given. Where every frame shows as many faces as there are
-    values, they count in each frame. Raises BadOption for another number."""
-    if not values:
-        return None
+    """One for every face of every frame; None where none are given or there is no face. Where every frame shows as many
+    faces as there are values, they count in each frame. Raises BadOption for another number."""
     counts = [len(here) for here in found]
+    if not values or not any(counts):
+        return None
     if len(values) != sum(counts):
         if set(counts) != {len(values)}:
             raise BadOption(f"fidelities has {len(values)} values for {sum(counts)} faces; write one for each face.")

@@ -17,6 +17,7 @@ OWN_FOLDER = "idcodeformer"
 PEOPLE_FOLDER = "people"  # in it: galleries that Load Person has saved, no weights
 _TORCH = (".safetensors", ".pth", ".pt", ".ckpt")
 _ONNX = (".onnx",)
+_LONGEST = 255  # characters of a name; asking a file system for longer ones fails
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,9 @@ def locate(kind: str, name: str) -> Path:
         return find(spec.built_in[name], kind)
     relative = PurePosixPath(name.replace("\\", "/"))
     folders = search_folders(kind)
-    if relative.is_absolute() or ".." in relative.parts or ":" in name:
-        raise MissingWeights(f"'{name}' is no file name in models/{spec.folders[0]}; choose one from the list.")
+    if relative.is_absolute() or ".." in relative.parts or ":" in name or not 0 < len(name) <= _LONGEST:
+        shown = name if len(name) <= _LONGEST else name[:60] + "..."
+        raise MissingWeights(f"'{shown}' is no file name in models/{spec.folders[0]}; choose one from the list.")
     for folder in folders:
         if (folder / relative).is_file():
             return folder / relative

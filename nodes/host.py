@@ -11,6 +11,7 @@ import uuid
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Iterator
 
 import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREVIEW_SIDE = 512  # px of the live preview under a node
+_LOOK_EVERY = 0.002  # seconds between two looks at the Cancel button
 
 
 def compute_device() -> torch.device:
@@ -107,11 +109,21 @@ def raise_if_cancelled() -> None:
 
 
 class _CancelBetweenOperations(TorchFunctionMode):
-    """On a CPU one forward pass may last many seconds; this looks at the Cancel button before each torch operation."""
+    """On a CPU one forward pass may last many seconds; this looks at the Cancel button between torch operations.
+
+    Not before each: a face takes thousands of them, and the host's look costs as much as a small one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise_if_cancelled()
-        return func(*args, **(kwargs or {}))
+        now = monotonic()
+        if now >= self._next:
+            self._next = now + _LOOK_EVERY
+            raise_if_cancelled()
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 from ..idcodeformer.errors import BadOption
 from . import folders, host
 from .managed import NO_RECOGNISER, IDCodeFormerModel, allowed
+from .values import checked
 
 
 class Precisions(list):
@@ -81,6 +82,7 @@ class LoadIDCodeFormer:
         named = [folders.fingerprint_of("restorer", model_name), folders.fingerprint_of("recogniser", recogniser)]
         return "\n".join([*named, folders.fingerprint(folders.parser_file())])
 
+    @checked()
     def load(self, model_name: str, precision: str, recogniser: str) -> dict[str, Any]:
         with host.packages():
             model = IDCodeFormerModel(model_name, precision, recogniser)

@@ -46,12 +46,15 @@ class _Shelf(nn.Module):
 
 
 def lies_on(network: nn.Module, device: torch.device) -> bool:
-    """Whether every weight of ``network`` does."""
-
-    def same(a: torch.device, b: torch.device) -> bool:
-        return a.type == b.type and (a.index or 0) == (b.index or 0)
-
-    return all(same(p.device, device) for p in (*network.parameters(), *network.buffers()))
+    """Whether every weight of ``network`` does. Asked before each forward pass, so it walks without names."""
+    index, modules = device.index or 0, [network]
+    while modules:
+        module = modules.pop()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and (tensor.device.type != device.type or (tensor.device.index or 0) != index):
+                return False
+        modules += filter(None, module._modules.values())
+    return True
 
 
 class Managed:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from ..idcodeformer.errors import BadImage, BadOption
+from ..idcodeformer.runtime.validation import SMALLEST_CROP
 from ..idcodeformer.types import RestoreOptions
 from . import convert, faces, host
+from .values import checked
 
 
 class PasteFaces:
@@ -44,11 +46,20 @@ class PasteFaces:
             },
         }  # fmt: skip
 
+    @checked()
     def paste(self, image: Any, faces: Any, crops: list[Tensor], visibility: Any, mask: Any = None):
-        (image, given, visibility), limit = (each[0] for each in (image, faces, visibility)), mask and mask[0]
+        named = (("image", image), ("faces", faces), ("visibility", visibility), ("mask", mask or [None]))
+        image, given, visibility, limit = (_only(name, each) for name, each in named)
         frames = convert.frames_of(image)
         with host.work():
             return _pasted(frames, given, crops, RestoreOptions(strength=visibility), limit)
+
+
+def _only(name: str, values: list[Any]) -> Any:
+    """The one value of an input that is no list of crops. Raises BadOption for more, which would be passed over."""
+    if len(values) != 1:
+        raise BadOption(f"'{name}' is a list of {len(values)}; link one, for several pictures a batch of one size.")
+    return values[0]
 
 
 def _pasted(frames: convert.Frames, given: Any, crops: list[Tensor], options: RestoreOptions, mask: Any):
@@ -83,8 +94,11 @@ def _pasted(frames: convert.Frames, given: Any, crops: list[Tensor], options: Re
 
 
 def _square(crop: Any) -> list[Tensor]:
-    """[3,S,S] of every frame. Raises BadImage for what is not square."""
+    """[3,S,S] of every frame. Raises BadImage for what is not square, or too small to show a face."""
     frames = convert.frames_of(crop, "crops")
     if frames.size[0] != frames.size[1]:
         raise BadImage(f"A crop has {frames.size[1]}x{frames.size[0]} px; crops are square, as from Detect Faces.")
+    if frames.size[0] < SMALLEST_CROP:
+        least = f"{SMALLEST_CROP}x{SMALLEST_CROP}"
+        raise BadImage(f"A crop has {frames.size[1]}x{frames.size[0]} px; crops have at least {least}.")
     return list(frames.part(0, len(frames)))

@@ -13,6 +13,7 @@ from ..idcodeformer.files.drawing import image_of
 from . import convert, folders, host
 from .managed import Kept, load_together
 from .people import LinkedPeople, joined, people_of, person_from, photos_of
+from .values import checked
 
 NO_FILE = "none"
 _GUIDE = "MobileFace V2, built in"  # not the loader's default, which then judges what this one guided
@@ -97,6 +98,7 @@ class LoadPerson:
         target = _target(save_as)
         return "\n".join(named) + ("" if target is None or target.exists() else "\nnot saved yet")
 
+    @checked()
     def load(
         self, name: str, file: str, recogniser: str, save_as: str = "", photos: Tensor | None = None, people: Any = None
     ) -> dict[str, Any]:

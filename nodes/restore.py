@@ -12,6 +12,7 @@ from . import faces as found
 from .managed import BUILT_IN_DETECTOR, IDCodeFormerModel, Kept, model_of
 from .people import people_of
 from .restoring import AUTOMATIC, SQUARE, Request, restored
+from .values import checked
 from .video import PICTURES, VIDEO
 
 PASTE_CLASSES = (AUTOMATIC, "face and hair", "face without hair", "inner face", SQUARE)
@@ -198,6 +199,7 @@ class RestoreFaces:
     def IS_CHANGED(cls, detector: str | None = None, **_: Any) -> str:
         return folders.fingerprint_of("detector", detector or BUILT_IN_DETECTOR)
 
+    @checked("fidelities")
     def restore(
         self, model: IDCodeFormerModel, image: Tensor, fidelity: float, visibility: float, upscale_factor: float,
         face_upsample: bool, paste_classes: str, colour_match: bool, gray_mode: str, border: str, when_no_face: str,

@@ -12,6 +12,7 @@ from ..idcodeformer.types import DetectOptions, Embeddings, Faces
 from . import compare, convert, draw, faces, host, report
 from .managed import Kept, Part, load_together, recogniser_of
 from .people import LinkedPeople
+from .values import checked
 
 _SHOWN_LINES = 60  # on the node
 
@@ -72,6 +73,7 @@ class IdentityScore:
             },
         }  # fmt: skip
 
+    @checked()
     def score(
         self, reference: Any, candidate: Tensor, threshold: float, compare: str, model: Any = None,
         reference_faces: Any = None, candidate_faces: Any = None,

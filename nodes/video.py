@@ -4,7 +4,6 @@ from __future__ import annotations
 import copy
 import shutil
 import uuid
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
@@ -16,13 +15,14 @@ from . import convert, host, stream
 from .managed import IDCodeFormerModel, load_together, model_of
 from .preview import StagedProgress
 from .upscale import upscaler_of
+from .values import checked
 
 if TYPE_CHECKING:
     from ..idcodeformer.pipeline import FacePipeline
     from ..idcodeformer.restoration.codeformer import CodeFormerRestorer
 
 _FACES_AT_ONCE = 2
-_RATE = Fraction(25)  # frames a second that a batch without any is taken for
+_RATE = 25  # frames a second that a batch without any is taken for
 CODECS = ("auto", "h264", "h265", "av1", "ffv1", "prores")
 _ALL = DetectOptions(confidence=0.0, min_eye_distance=0.0)  # of faces that were chosen already
 PICTURES, VIDEO = "pictures", "video"
@@ -96,6 +96,7 @@ class RestoreVideo:
             },
         }  # fmt: skip
 
+    @checked()
     def restore(
         self, model: IDCodeFormerModel, video: Any, fidelity: float, steadiness: float, upscale_factor: float,
         keep: str, codec: str, crf: int, upscale_model: Any = None, min_identity: float = 0.0,
@@ -186,6 +187,8 @@ def restore_frames(
 
     ``tools``: detector, recogniser and parser, each of which may be None.
     """
+    from fractions import Fraction
+
     from ..idcodeformer.compositing.plan import output_size
     from ..idcodeformer.pipeline import FacePipeline
     from ..idcodeformer.video.analysis import of_given
@@ -196,7 +199,7 @@ def restore_frames(
     def get(number: int) -> np.ndarray:
         return to_pixels(frames.part(number, number + 1)[0], True)
 
-    clip = MemoryClip(get, len(frames), frames.size, _RATE, 16)
+    clip = MemoryClip(get, len(frames), frames.size, Fraction(_RATE), 16)
     video = VideoPipeline(FacePipeline(_bare(model), *tools))
     progress.part(0, 1, 1)
     if found is None:

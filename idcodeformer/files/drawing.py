@@ -77,8 +77,8 @@ def marked(
 ) -> Tensor:
     """[3,H,W] with box, landmarks, number, score and name of ``faces``; ``dropped`` thin and gray, with the reason.
 
-    No label covers another: in a crowd labels move away from their boxes, then shrink to the number; a reason without
-    room is left out.
+    No label covers another: in a crowd labels move away from their boxes, then shrink to the number; a reason that has
+    no room beside the chosen faces is left out.
     """
     from PIL import ImageDraw
 
@@ -97,6 +97,7 @@ def marked(
         name = f"  {names[number]}" if names else ""
         texts = (f"{number}  {face.score:.2f}{name}", f"{number}{name}", f"{number}")
         taken += _labelled(draw, face, texts, GOOD, letters, taken, _FARTHEST)
+    taken += [box_of(face) for face in faces]  # a reason is long and covers no chosen face
     for face, reason in dropped:
         taken += _labelled(draw, face, (reason,), DIM, letters, taken, 0)
     return tensor_of(image)

@@ -105,6 +105,8 @@ def test_wrong_indices_are_refused_before_running(pack, text):
 def test_indices_as_people_write_them(pack):
     parse = pack.sub("faces").parse_indices
     assert parse(" 0,2 ; 4-6 2") == (0, 2, 4, 5, 6) and parse("") == ()
+    with pytest.raises(pack.errors.BadOption, match="indices is '3-1'; write numbers"):  # not: no face at all
+        parse("3-1")
 
 
 def test_missing_detector_is_refused_with_its_source(pack):
@@ -220,3 +222,18 @@ def test_crops_are_joined_in_their_order(pack):
     out = convert.joined(parts, 9)
     assert out.shape == (6, 4, 4, 3) and out[:, 0, 0, 0].tolist() == [0.25, 0.25, 0.5, 1, 1, 1] and not parts
     assert convert.joined([], 9).shape == (1, 9, 9, 3) and not convert.joined([], 0).any()
+
+
+def test_a_reason_covers_no_chosen_face(pack):
+    from importlib import import_module
+
+    drawing = import_module(pack.sub("draw").__name__.replace("nodes.draw", "idcodeformer.files.drawing"))
+    face = pack.sub("faces").Face
+    boxes = [[x, 40.0, x + 30, 70.0] for x in (60.0, 94.0)]
+    left, right = (face(torch.tensor(box), 0.99, torch.tensor(box[:2]).expand(5, 2) + 12) for box in boxes)
+    blank = torch.zeros(3, 90, 190)  # no row above or below that is free
+    marks = drawing.marked(blank, [left, right], dropped=[(right, "similarity 0.12")])
+    plain = drawing.marked(blank, [left, right])
+    assert torch.equal(marks[:, 44:66, 62:88], plain[:, 44:66, 62:88])  # inside the left face
+    alone = drawing.marked(blank, [], dropped=[(right, "similarity 0.12")])
+    assert float(alone.amax()) > 0.5

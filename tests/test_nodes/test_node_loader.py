@@ -117,6 +117,12 @@ def test_a_name_that_is_no_name_is_refused_before_running(pack, value):
         assert "is no file name; choose one from the list" in str(refusal(pack.nodes.Loader, name, value))
 
 
+def test_a_name_that_no_file_system_takes_is_refused_briefly(pack):
+    said = str(refusal(pack.nodes.Loader, "model_name", "a" * 5000)).rpartition("]. ")[2]
+    assert said.endswith("aaa...' is no file name in models/facerestore_models; choose one from the list.")
+    assert len(said) < 200
+
+
 def test_registering_adds_and_replaces_nothing(pack):
     table = pack.folder_paths.folder_names_and_paths
     table["facedetection"] = (["/theirs"], {".theirs"})

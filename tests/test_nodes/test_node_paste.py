@@ -46,6 +46,8 @@ def test_what_does_not_fit_is_named(pack, paste, found, portrait, grey):
         paste(portrait, faces, [torch.zeros(2, 64, 64, 3)])
     with pytest.raises(pack.errors.BadImage, match="64x32 px; crops are square"):
         paste(portrait, faces, [torch.zeros(1, 32, 64, 3)])
+    with pytest.raises(pack.errors.BadImage, match="1x1 px; crops have at least 16x16"):  # a blot, not a face
+        paste(portrait, faces, [torch.zeros(1, 1, 1, 3)])
     with pytest.raises(pack.errors.BadOption, match="link the same image"):
         paste(grey, faces, [torch.zeros(1, 64, 64, 3)])
     none = pack.sub("faces").FoundFaces(((),), ((),), (200, 240))

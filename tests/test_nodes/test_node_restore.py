@@ -161,7 +161,7 @@ def test_faces_of_another_image_are_refused(run, pack, model, portrait, group):
 @pytest.mark.parametrize("w", [-0.1, 1.1, float("nan")])
 def test_fidelity_out_of_range_is_refused(restore, pack, portrait, w):
     """A linked value is not checked by the host."""
-    with pytest.raises(pack.errors.BadOption, match="w is"):
+    with pytest.raises(pack.errors.BadOption, match="'fidelity' is"):
         restore(portrait, fidelity=w)
 
 
@@ -401,6 +401,11 @@ def test_fidelities_that_do_not_fit_are_refused(pack, restore, portrait, more, s
         restore(portrait, **more)
     told = pack.nodes.RestoreFaces.VALIDATE_INPUTS(fidelities=more["fidelities"])
     assert (told is True) == ("fidelities " not in said or "values" in said or "without" in said)
+
+
+def test_fidelities_do_not_stop_a_picture_without_a_face(restore, grey):
+    image, *_, report = restore(grey, fidelities="0.3, 0.8")
+    assert torch.equal(image, grey) and "no face was found" in report
 
 
 def test_before_and_after_are_shown_on_the_node(pack, model, found, portrait, grey):
