@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _STRIP = 1 << 18  # px converted at once
+_MODES = {2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
 # Axes along which pixels are mirrored, once rows and columns are swapped for 5 to 8 (Exif 2.3, table 6).
 _FLIPS = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}
 
@@ -75,7 +76,8 @@ def to_levels(pixels: Tensor, levels: int = 255, alpha: Tensor | None = None) ->
     channels = len(pixels) + (alpha is not None)
     array = np.empty((*pixels.shape[1:], channels), np.uint8 if levels == 255 else np.uint16)
     for start, strip in _strips(pixels, levels, alpha):
-        array[start : start + len(strip)] = strip
+        for channel, plane in enumerate(strip):  # a quarter of the time of all channels at once
+            array[start : start + len(plane), :, channel] = plane
     return array
 
 
@@ -86,8 +88,8 @@ def to_image(pixels: Tensor, alpha: Tensor | None = None) -> Image:
 
     image: Image.Image | None = None
     for start, strip in _strips(pixels, 255, alpha):
-        levels = strip.astype(np.uint8)
-        part = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+        bands = [Image.fromarray(plane) for plane in strip.astype(np.uint8, copy=False)]
+        part = bands[0] if len(bands) == 1 else Image.merge(_MODES[len(bands)], bands)
         image = image or Image.new(part.mode, (pixels.shape[2], pixels.shape[1]))
         image.paste(part, (0, start))
     assert image is not None  # a picture has rows
@@ -95,11 +97,11 @@ def to_image(pixels: Tensor, alpha: Tensor | None = None) -> Image:
 
 
 def _strips(pixels: Tensor, levels: int, alpha: Tensor | None) -> Iterator[tuple[int, np.ndarray]]:
-    """The first row of every strip, and its pixels [h,W,C], whole numbers."""
+    """The first row of every strip, and its pixels [C,h,W], whole numbers."""
     parts = [pixels.detach()] if alpha is None else [pixels.detach(), alpha.detach()]
     step = max(1, _STRIP // max(1, pixels.shape[2]))
     for start in range(0, pixels.shape[1], step):
         rows = [part[:, start : start + step].cpu() for part in parts]
         if levels != 255 or any(part.dtype != torch.uint8 for part in parts):
             rows = [floats(part).clamp(0, 1).mul_(levels).round_() for part in rows]
-        yield start, (torch.cat(rows) if len(rows) > 1 else rows[0]).permute(1, 2, 0).numpy()
+        yield start, (torch.cat(rows) if len(rows) > 1 else rows[0]).numpy()
