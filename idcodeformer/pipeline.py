@@ -18,6 +18,7 @@ from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
 from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
+from .restoration.small import part_of
 from .restoration.tone import is_monochrome, match_tone
 from .runtime.validation import check_images
 from .types import (
@@ -105,7 +106,11 @@ class FacePipeline:
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
-        large = judge_large(crops.pixels, scales_of(crops.matrices), options)
+        where = crops.image_index.tolist()
+        large = judge_large(
+            crops.pixels, scales_of(crops.matrices), options,
+            lambda n: part_of(batch[where[n]], crops.matrices[n], crops.size),
+        )  # fmt: skip
         work = replace(work, w=_each_w(fidelities, faces, large))
         crops, chosen, large = _without_left(crops, chosen, large)
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress)

@@ -161,8 +161,8 @@ class RestoreFaces:
                     ["auto", "restore", "keep", "skip"],
                     {"default": "auto",
                      "tooltip": "Faces that the network would soften. auto leaves those as they are that are as sharp "
-                     "as it or sharper; skip leaves all larger ones; keep restores under the face's own detail; "
-                     "restore replaces them."},
+                     "as it or sharper, or, not enlarged, as sharp as their size allows; skip leaves all larger ones; "
+                     "keep restores under the face's own detail; restore replaces them."},
                 ),
                 "grain": (
                     ["auto", "on", "off"],

@@ -74,8 +74,9 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     look.add_argument("--colour", "--color", choices=get_args(Colour), default="low_band", help="low_band: the broad "
                       "colours are the input's; adain: the latent match alone, as the reference; off: neither")
     look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces that the network "
-                      "would soften: auto leaves those as sharp as it, skip all larger ones; keep restores under "
-                      "their own detail; restore softens them")
+                      "would soften: auto leaves those as sharp as it, and small ones as sharp as they can be "
+                      "unless they are enlarged; skip all larger ones; keep restores under their own detail; restore "
+                      "softens them")
     look.add_argument("--grain", choices=get_args(Grain), default="auto", help="put back grain, halftone and paper "
                       "measured around each face; auto: in monochrome ones")
     look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "

@@ -16,7 +16,8 @@ def has_torn_pixels(data: bytes) -> bool:
         end = at + 8 + length
         if end + 4 > len(view):
             break  # truncated, which decoders tell
-        if view[at + 4 : at + 8] in _PIXELS and zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", view, end)[0]:
+        body = view[at + 4 : end]
+        if body[:4] in _PIXELS and zlib.crc32(body) != struct.unpack_from(">I", view, end)[0]:
             return True
         at = end + 4
     return False

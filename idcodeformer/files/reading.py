@@ -214,7 +214,7 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
 
 
 def _loop(image: Image) -> int | None:
-    """How often an animation repeats, as a GIF counts; one without a count is played once. APNG and WebP count plays."""
+    """How often an animation repeats, as a GIF counts, whose absent count is one play; APNG and WebP count plays."""
     count = image.info.get("loop")
     if image.format == "GIF":
         return None if count is None else int(count)

@@ -179,7 +179,7 @@ def _png_info(notes: Notes) -> Any:
 
 def _encode_animation(picture: Picture, kind: str) -> bytes:
     if kind == "JPEG":
-        raise BadOption("JPEG holds one frame; choose the format png or webp for an animation, or none: it keeps its own.")
+        raise BadOption("JPEG holds one frame; choose png or webp for an animation, or no format: it keeps its own.")
     alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
     images = [to_image(frame, alpha) for frame, alpha in zip(picture.frames, alphas)]
     buffer = io.BytesIO()
