@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .compositing.blend import paste
-from .compositing.grain import add_grain, surroundings
+from .compositing.grain import add_grain, is_screened, surroundings
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .geometry.alignment import align
@@ -311,9 +311,10 @@ class FacePipeline:
 
 def _give_grain(restored: Tensor, before: Tensor, number: int, options: RestoreOptions) -> None:
     """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
-    if options.grain == "on" or options.grain == "auto" and bool(is_monochrome(before[None])):
-        whole = (0, 0, before.shape[-1], before.shape[-2])
-        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength)
+    whole = (0, 0, before.shape[-1], before.shape[-2])
+    colour = float(options.grain == "auto" and not bool(is_monochrome(before[None])))
+    if options.grain != "off" and (not colour or bool(is_screened(before, whole))):
+        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:

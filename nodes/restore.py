@@ -168,7 +168,7 @@ class RestoreFaces:
                     ["auto", "on", "off"],
                     {"default": "auto",
                      "tooltip": "Put back grain, halftone and paper as measured around each face, so that it does not "
-                     "show as a clean patch. auto: where the face is monochrome."},
+                     "show as a clean patch. auto: where the face is monochrome, and the dots of colour prints."},
                 ),
                 "identity_target": (
                     "FLOAT",

@@ -78,7 +78,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
                       "unless they are enlarged; skip all larger ones; keep restores under their own detail; restore "
                       "softens them")
     look.add_argument("--grain", choices=get_args(Grain), default="auto", help="put back grain, halftone and paper "
-                      "measured around each face; auto: in monochrome ones")
+                      "measured around each face; auto: in monochrome ones, and the dots of colour prints")
     look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
                       "outside the picture: reflect mirrors it; constant is the reference's grey")
     look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "

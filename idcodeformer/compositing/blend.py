@@ -20,7 +20,7 @@ from ..geometry.warping import read_at
 from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
-from .grain import add_grain, surroundings
+from .grain import add_grain, is_screened, surroundings
 from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, overlap, plan_paste
@@ -115,7 +115,7 @@ def paste_planned(
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = _zeros(size, device)
-        grainy = _grainy(groups, pixels, kept, options, device)
+        grainy = _grainy(groups, pixels, kept, options, canvas)
         clean = [surroundings(canvas, region.box) for region, _ in grainy]
         for group in groups:
             layers = {
@@ -123,8 +123,8 @@ def paste_planned(
             }
             for tile in _tiles(group.box):
                 _blend(canvas, share, tile, group, layers, limit, plan, options.strength)
-        for (region, amount), before in zip(grainy, clean):
-            add_grain(canvas, before, share, region.box, 1000 * number + region.face, amount)
+        for (region, colour), before in zip(grainy, clean):
+            add_grain(canvas, before, share, region.box, 1000 * number + region.face, colour=colour)
         out.append(canvas.to(image.device))
         shares.append(share.to(image.device))
         if progress:
@@ -145,17 +145,19 @@ def _zeros(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _grainy(
-    groups: Sequence[Group], pixels: Tensor, kept: Sequence[bool], options: RestoreOptions, device: torch.device
-) -> list[tuple[Region, Tensor | None]]:
-    """Faces that get grain, and how much; one that kept its own detail has kept its grain."""
+    groups: Sequence[Group], pixels: Tensor, kept: Sequence[bool], options: RestoreOptions, canvas: Tensor
+) -> list[tuple[Region, Tensor | float]]:
+    """Faces that get grain, and 1 for those of which only the dots of a print come back; one that kept its own detail
+    has kept its grain."""
     regions = [region for group in groups for region in group.regions if not kept[region.face]]
     if options.grain == "off":
         return []
     if options.grain == "on":
-        return [(region, None) for region in regions]
-    amounts = [is_monochrome(pixels[r.face : r.face + 1].to(device))[0].float() for r in regions]
-    here = device.type == "cpu"  # where asking does not make the host wait
-    return [(r, amount) for r, amount in zip(regions, amounts) if not here or bool(amount)]
+        return [(region, 0.0) for region in regions]
+    colours = [1 - is_monochrome(pixels[r.face : r.face + 1].to(canvas.device))[0].float() for r in regions]
+    here = canvas.device.type == "cpu"  # where asking does not make the host wait
+    asked = zip(regions, colours)
+    return [(r, c) for r, c in asked if not here or not bool(c) or bool(is_screened(canvas, r.box))]
 
 
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:
