@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .compositing.blend import paste
-from .compositing.grain import add_grain, surroundings
+from .compositing.grain import add_grain, is_screened, surroundings
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .files.pixels import floats
@@ -19,6 +19,7 @@ from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
 from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
+from .restoration.small import part_of
 from .restoration.tone import is_monochrome, match_tone
 from .runtime.validation import check_images
 from .types import (
@@ -107,7 +108,11 @@ class FacePipeline:
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
         crops = self._align(batch, [c.faces for c in chosen], options)
-        large = judge_large(crops.pixels, scales_of(crops.matrices), options)
+        where = crops.image_index.tolist()
+        large = judge_large(
+            crops.pixels, scales_of(crops.matrices), options,
+            lambda n: part_of(batch[where[n]], crops.matrices[n], crops.size),
+        )  # fmt: skip
         work = replace(work, w=_each_w(fidelities, faces, large))
         crops, chosen, large = _without_left(crops, chosen, large)
         gray = _monochrome(crops.pixels, options)
@@ -320,9 +325,12 @@ def _give_grain(
     restored: Tensor, before: Tensor, number: int, options: RestoreOptions, gray: Tensor | None
 ) -> None:
     """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
-    if options.grain == "on" or options.grain == "auto" and gray is not None and bool(gray[number]):
-        whole = (0, 0, before.shape[-1], before.shape[-2])
-        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength)
+    if options.grain == "off":
+        return
+    whole = (0, 0, before.shape[-1], before.shape[-2])
+    colour = float(options.grain == "auto" and gray is not None and not bool(gray[number]))
+    if not colour or bool(is_screened(before, whole)):
+        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)
 
 
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:

@@ -127,7 +127,7 @@ class RestoreOptions:
     # Faces larger than the network: "auto" leaves sharp ones as they are, "skip" all; "keep" restores under their own
     # detail; "restore" replaces them as any other.
     large_faces: LargeFaces = "auto"
-    grain: Grain = "auto"  # put back what is measured around a face; "auto": where the face is monochrome
+    grain: Grain = "auto"  # put back what is measured around a face; "auto": monochrome ones, and print dots
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

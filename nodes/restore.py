@@ -163,14 +163,14 @@ class RestoreFaces:
                     ["auto", "restore", "keep", "skip"],
                     {"default": "auto",
                      "tooltip": "Faces that the network would soften. auto leaves those as they are that are as sharp "
-                     "as it or sharper; skip leaves all larger ones; keep restores under the face's own detail; "
-                     "restore replaces them."},
+                     "as it or sharper, or, not enlarged, as sharp as their size allows; skip leaves all larger ones; "
+                     "keep restores under the face's own detail; restore replaces them."},
                 ),
                 "grain": (
                     ["auto", "on", "off"],
                     {"default": "auto",
                      "tooltip": "Put back grain, halftone and paper as measured around each face, so that it does not "
-                     "show as a clean patch. auto: where the face is monochrome."},
+                     "show as a clean patch. auto: where the face is monochrome, and the dots of colour prints."},
                 ),
                 "identity_target": (
                     "FLOAT",

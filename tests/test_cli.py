@@ -119,6 +119,39 @@ def test_an_existing_report_is_refused_before_any_work(restore: Run, small: Path
     assert (tmp_path / "r.json").read_text() == "mine" and names(tmp_path / "out") == []
 
 
+def test_a_report_replaces_nothing_but_a_report(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photo, out = small.read_bytes(), tmp_path / "out"
+    (tmp_path / "photo").write_bytes(photo)
+    for target in (small, tmp_path / "photo", tmp_path):
+        for more in ([], ["--overwrite"], ["--skip-existing"]):
+            assert restore(small, "-o", out, "--json", target, *more) in (1, 2)
+            assert "name" in capsys.readouterr().err
+    assert restore(small, "-o", out, "--json", out / "final_results/small.png") == 2
+    assert main(["detect", str(small), "--json", str(tmp_path / "photo"), "--overwrite", "--recogniser", "none"]) == 1
+    assert small.read_bytes() == (tmp_path / "photo").read_bytes() == photo
+    report = tmp_path / "r.json"
+    report.write_bytes(b"")  # as a full disk leaves it
+    assert restore(small, "-o", out, "--json", report) == 0
+    assert restore(small, "-o", out, "--json", report, "--overwrite") == 0
+    assert json.loads(report.read_text())["files"][0]["status"] == "restored"
+    report.write_bytes(b"")
+    assert main(["detect", str(small), "--json", str(report), "--recogniser", "none"]) == 0
+    assert json.loads(report.read_text())
+
+
+def test_an_empty_name_and_a_suffix_that_leads_away_are_refused(
+    restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.parent)
+    assert restore("", "-o", tmp_path / "out") == 2 and "empty name" in capsys.readouterr().err
+    for suffix in ("/../x", "..\\x", "a/b"):
+        assert restore(small, "-o", tmp_path / "out", "--suffix", suffix) == 2
+        assert "leave out / and" in capsys.readouterr().err
+    assert names(tmp_path) == ["small.png"]
+
+
 def test_one_bad_file_does_not_lose_the_others(
     restore: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -332,6 +365,7 @@ def test_hidden_files_are_passed_over_and_unread_pictures_listed(
     folder.mkdir()
     (folder / "._a.jpg").write_bytes(b"\0\5\x16\7" + bytes(60))
     (folder / "e.psd").write_bytes(b"8BPS")
+    (folder / "scan.PDF").write_bytes(b"%PDF-1.7")
     (folder / "notes.txt").write_text("text")
     for ending, kind in (("jfif", "JPEG"), ("jpe", "JPEG"), ("tga", "TGA"), ("dib", "BMP")):
         Image.open(small).save(folder / f"{ending}.{ending}", kind)
@@ -342,6 +376,7 @@ def test_hidden_files_are_passed_over_and_unread_pictures_listed(
     told = capsys.readouterr()
     assert "two.png: " in told.out and "1 more picture in the file" in told.out
     told = told.err
+    assert "scan.PDF: .pdf is not read" in told
     assert "e.psd: .psd is not read" in told and "broken.jpg: is a broken link" in told and "notes" not in told
     wanted = [f"final_results/{name}.png" for name in ("-odd", "dib", "jfif", "jpe", "tga", "two")]
     assert [name for name in names(folder) if "/" in name] == wanted

@@ -21,6 +21,7 @@ from idcodeformer.compositing.grain import (
 from idcodeformer.files.reading import read
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.pipeline import FacePipeline
+from idcodeformer.restoration.tone import luminance
 from idcodeformer.types import Face, RestoreOptions
 
 SIDE = 400
@@ -105,6 +106,25 @@ def test_the_dots_of_a_print_stand_where_they_stood(clean: Tensor, period: float
     wanted = fine(image)[CRUSH[1:]]
     lost, left = (float((fine(one) - wanted).std() / wanted.std()) for one in (without, with_it))
     assert lost > 0.9 and left < 0.3
+
+
+def in_colour(image: Tensor) -> Tensor:
+    bars = (torch.arange(SIDE) // 20 % 2) * 0.12
+    return (image + torch.stack([bars, -bars, bars * 0])[:, None]).clamp(0, 1)
+
+
+@pytest.mark.parametrize("period", [4.3, 5.5])
+def test_the_dots_of_a_colour_print_come_back_too(clean: Tensor, period: float) -> None:
+    plates = [screened(plate[None], period, angle) for plate, angle in zip(in_colour(clean), (15, 75, 45))]
+    image = torch.cat(plates)
+    without, with_it = (restored(image, grain=mode)[CRUSH] for mode in ("off", "auto"))
+    wanted = fine(luminance(image[None]))[CRUSH[1:]]
+    lost, left = (float((fine(luminance(one[None])) - wanted).std() / wanted.std()) for one in (without, with_it))
+    assert lost > 0.9 and left < 0.4
+    crop = image[:, 100:228, 150:278]
+    out, bare = (FacePipeline(Smooth()).restore_aligned(crop[None], RestoreOptions(grain=mode))[0] for mode in
+                 ("auto", "off"))  # fmt: skip
+    assert float((fine(out[0]) - fine(bare[0]))[16:-16, 16:-16].std()) > 3 / 255
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

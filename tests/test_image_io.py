@@ -393,6 +393,39 @@ def test_an_animation_that_plays_once_stays_so(tmp_path: Path) -> None:
         assert "loop" not in back.info
 
 
+def test_rounds_are_counted_as_each_format_does(tmp_path: Path) -> None:
+    first, *others = frames(3)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=40, loop=3)  # 3 rounds after the first
+    picture = read(tmp_path / "a.gif")
+    for name, count in (("b.gif", 3), ("b.png", 4), ("b.webp", 4)):
+        write(tmp_path / name, picture)
+        with Image.open(tmp_path / name) as back:
+            assert back.info["loop"] == count
+        assert read(tmp_path / name).loop == 3
+    write(tmp_path / "c.webp", replace(picture, loop=0))
+    assert read(tmp_path / "c.webp").loop == 0
+
+
+def test_a_tiff_without_a_resolution_gets_none(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif")
+    assert read(tmp_path / "a.tif").dpi is None
+    Image.fromarray(COLOURS).save(tmp_path / "b.tif", dpi=(300, 300))
+    assert read(tmp_path / "b.tif").dpi == (300, 300)
+
+
+@pytest.mark.parametrize("chunk", [b"IDAT", b"fdAT"])
+def test_a_png_whose_pixels_are_torn_is_told(tmp_path: Path, chunk: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3), np.uint8)
+    first, second = map(Image.fromarray, noise)
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second], compress_level=0)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    assert len(read(tmp_path / "a.png").frames) == 2
+    data[data.index(chunk) + 1000] ^= 1
+    (tmp_path / "b.png").write_bytes(data)
+    with pytest.raises(BadImage, match="damaged or truncated .*checksum"):
+        read(tmp_path / "b.png")
+
+
 def test_the_poster_of_an_apng_stays_out_of_the_animation(tmp_path: Path) -> None:
     first, *others = frames(4)
     first.save(tmp_path / "a.png", save_all=True, append_images=others, default_image=True, duration=[40, 50, 60])

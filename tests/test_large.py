@@ -1,6 +1,7 @@
 """Faces larger than the network are not softened in silence."""
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 
 from idcodeformer.batch import RestoreJob, RestoreSettings
 from idcodeformer.errors import BadOption
-from idcodeformer.files.reading import Picture, read
+from idcodeformer.files.pixels import to_image
+from idcodeformer.files.reading import Picture, decode, read
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.pipeline import FacePipeline
-from idcodeformer.restoration.large import SHARP, detail_to_lose, fine_detail, judge_large
+from idcodeformer.restoration.large import SHARP, detail_to_lose, fine_detail, judge_large, judge_track
 from idcodeformer.types import Face, Restoration, RestoreOptions
 
 SIDE = 480  # px of a face in the pictures: 3.75 picture px per crop px of a 128-px network
@@ -41,11 +43,11 @@ def blurred(image: Tensor, times: int) -> Tensor:
     return resized(resized(image, image.shape[-1] // times), image.shape[-1])
 
 
-def restored(image: Tensor, mode: str, side: float = SIDE) -> Restoration:
+def restored(image: Tensor, mode: str, side: float = SIDE, upscale: float = 1.0) -> Restoration:
     middle = (image.shape[-1] - 1) / 2
     points = torch.tensor((ffhq_template(512) - 255.5) * side / 512 + middle).float()
     face = Face(torch.tensor([middle - 90, middle - 90, middle + 90, middle + 90]), 0.9, points)
-    options = RestoreOptions(large_faces=mode, colour="off")
+    options = RestoreOptions(large_faces=mode, colour="off", upscale=upscale)
     return FacePipeline(Soften())(image, options, faces=[(face,)])
 
 
@@ -111,8 +113,63 @@ def test_by_size_alone_only_larger_faces_are_told(sharp: Tensor) -> None:
     for mode in ("restore", "keep", "skip"):
         (line,) = restored(resized(sharp, 200), mode, side=160).report
         assert (line.status, line.reason) == ("restored", "")
-    (line,) = restored(resized(sharp, 120), "auto", side=80).report  # smaller: it has no detail that the crop loses
-    assert (line.status, line.reason) == ("restored", "")
+
+
+@pytest.mark.parametrize("side", [56, 64, 80])
+def test_a_small_face_that_shows_all_its_pixels_stays_and_is_told(sharp: Tensor, side: int) -> None:
+    image = resized(sharp, round(side * 600 / 480))
+    kept = restored(image, "auto", side=side)
+    (line,) = kept.report
+    assert line.status == "skipped" and f"sharp at its size ({side} px)" in line.reason and "upscale 2" in line.reason
+    assert torch.equal(kept.images[0], image[0])
+    dim = restored(image * 0.3 + 0.2, "auto", side=side)
+    assert dim.report[0].status == "skipped"
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(3)) / 255
+    soft = blurred(image, 2)
+    for bad in (soft, soft + 6 * noise, soft + 10 * noise, blurred(image, 4), image + 40 * noise, image * 0 + 0.5):
+        assert restored(bad.clamp(0, 1), "auto", side=side).report[0].status == "restored"
+    for mode in ("restore", "skip", "keep"):
+        assert restored(image, mode, side=side).report[0].status == "restored"
+
+
+def jpeg(image: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    to_image(image[0]).save(buffer, "JPEG", quality=quality)
+    return decode(buffer.getvalue(), "a.jpg").frames
+
+
+@pytest.mark.parametrize("cut", [0, 3])
+def test_a_small_face_in_jpeg_blocks_is_restored(sharp: Tensor, cut: int) -> None:
+    image = resized(sharp, 100)
+    for quality, status in ((95, "skipped"), (75, "skipped"), (15, "restored")):
+        picture = jpeg(image, quality)[..., cut:, cut:]
+        assert restored(picture, "auto", side=80).report[0].status == status
+
+
+def test_an_enlarged_small_face_is_restored(sharp: Tensor) -> None:
+    image = resized(sharp, 80)
+    for upscale, status in ((0.5, "skipped"), (1.0, "skipped"), (1.5, "restored"), (2.0, "restored")):
+        (line,) = restored(image, "auto", side=64, upscale=upscale).report
+        assert line.status == status
+    out, (line,) = FacePipeline(Soften()).restore_aligned(resized(sharp[..., 60:540, 60:540], 64))
+    assert line.status == "restored" and out.shape[-1] == 128
+
+
+def test_faces_too_small_or_of_other_networks_are_not_asked(sharp: Tensor) -> None:
+    image = resized(sharp, 48)
+    assert restored(image, "auto", side=38).report[0].status == "restored"  # 0.3 of the network's
+    crops = resized(resized(sharp, 256), 512)
+    assert judge_large(crops, [0.5], RestoreOptions()) == [None]
+
+
+def test_a_small_sharp_face_of_a_clip_stays(sharp: Tensor) -> None:
+    face = resized(sharp[..., 60:540, 60:540], 64)
+    crops = resized(torch.cat([face, blurred(face, 2)]), 128).clamp(0, 1)
+    clean, soft = detail_to_lose(crops, [0.5, 0.5]).tolist()
+    told = judge_track(clean, 0.5, 128, RestoreOptions())
+    assert told is not None and not told.kept and "(64 px)" in told.reason
+    assert judge_track(soft, 0.5, 128, RestoreOptions()) is None
+    assert judge_track(clean, 0.5, 128, RestoreOptions(upscale=2)) is None
 
 
 def test_keep_changes_the_broad_band_and_leaves_the_detail(sharp: Tensor) -> None:

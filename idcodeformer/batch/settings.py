@@ -51,6 +51,8 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
             raise BadOption(f"The format is {self.format!r}; choose one of {', '.join(FORMATS)}.")
+        if set(self.suffix) & set("/\\\0"):
+            raise BadOption(f"The suffix is {self.suffix!r}; it becomes part of file names, so leave out / and \\.")
         if self.guidance.steps and not self.references and self.people is None:
             raise BadOption("Guidance needs photos of the person; give references or people, or guidance steps of 0.")
         if self.references and self.people is not None:

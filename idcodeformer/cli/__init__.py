@@ -75,10 +75,11 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
                       "colours are the input's, and where it is hardly degraded all that it shows; adain: the latent "
                       "match alone, as the reference; off: neither")
     look.add_argument("--large-faces", choices=get_args(LargeFaces), default="auto", help="faces that the network "
-                      "would soften: auto leaves those as sharp as it, skip all larger ones; keep restores under "
-                      "their own detail; restore softens them")
+                      "would soften: auto leaves those as sharp as it, and small ones as sharp as they can be "
+                      "unless they are enlarged; skip all larger ones; keep restores under their own detail; restore "
+                      "softens them")
     look.add_argument("--grain", choices=get_args(Grain), default="auto", help="put back grain, halftone and paper "
-                      "measured around each face; auto: in monochrome ones")
+                      "measured around each face; auto: in monochrome ones, and the dots of colour prints")
     look.add_argument("--border", choices=get_args(Border), default="reflect", help="what a crop sees "
                       "outside the picture: reflect mirrors it; constant is the reference's grey")
     look.add_argument("--mask-shape", choices=get_args(MaskShape), default="face", help="face: what is pasted keeps to "

@@ -86,6 +86,8 @@ def named(args: argparse.Namespace) -> list[str]:
     named = [*args.inputs, *args.input_path]
     if not named:
         raise BadOption("No input is named; give picture files or folders: restore photo.jpg -o results")
+    if "" in named:  # pathlib takes it for the current folder
+        raise BadOption("An input has an empty name, as a shell makes of an unset variable; name a file or a folder.")
     return named
 
 
@@ -328,4 +330,5 @@ def write_json(target: str, report: Any, args: argparse.Namespace) -> None:
     if target == "-":  # in ASCII: a console's encoding may lack letters of a name
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        write_bytes(target, to_json(report, indent=2) + b"\n", overwrite=getattr(args, "overwrite", False))
+        empty = Path(target).is_file() and Path(target).stat().st_size == 0  # nothing is lost
+        write_bytes(target, to_json(report, indent=2) + b"\n", overwrite=empty or getattr(args, "overwrite", False))

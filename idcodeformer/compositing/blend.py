@@ -21,7 +21,7 @@ from ..geometry.warping import read_at
 from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
-from .grain import add_grain, areas, surroundings
+from .grain import add_grain, areas, is_screened, surroundings
 from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, moved, overlap, plan_paste
@@ -123,7 +123,7 @@ def paste_planned(
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = _zeros(size, device)
-        grainy = _grainy(groups, pixels, kept, options, device, monochrome)
+        grainy = _grainy(groups, pixels, kept, options, canvas, monochrome)
         for box, here in areas(groups, grainy, size):
             area, origin = floats(_view(canvas, box)), box[:2]  # of floats it is a view
             part = _view(share, box)
@@ -137,7 +137,7 @@ def paste_planned(
                 for tile in _tiles(group.box):
                     _blend(area, part, origin, tile, group, layers, limit, plan, options.strength)
             for (region, place), before in zip(found, clean):
-                add_grain(area, before, part, place, 1000 * number + region.face, grainy[region.face])
+                add_grain(area, before, part, place, 1000 * number + region.face, colour=grainy[region.face])
             if canvas.dtype == torch.uint8:
                 _view(canvas, box).copy_(area.mul_(255).round_())
         out.append(canvas.to(image.device))
@@ -159,22 +159,25 @@ def _grainy(
     pixels: Tensor,
     kept: Sequence[bool],
     options: RestoreOptions,
-    device: torch.device,
+    canvas: Tensor,
     monochrome: Tensor | None,
-) -> dict[int, Tensor | None]:
-    """Faces that get grain, and how much (None: all); one that kept its own detail has kept its grain."""
+) -> dict[int, Tensor | float]:
+    """Faces that get grain, with 1 for those of which only the dots of a print come back; one that kept its own detail
+    has kept its grain."""
     regions = [region for group in groups for region in group.regions if not kept[region.face]]
     if options.grain == "off":
         return {}
     if options.grain == "on":
-        return {region.face: None for region in regions}
-    told = [
-        is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
-        for r in regions
-    ]
-    amounts = [it_is.to(device, torch.float32) for it_is in told]
-    here = device.type == "cpu"  # where asking does not make the host wait
-    return {r.face: amount for r, amount in zip(regions, amounts) if not here or bool(amount)}
+        return {region.face: 0.0 for region in regions}
+    device = canvas.device
+    out: dict[int, Tensor | float] = {}
+    for r in regions:
+        gray = is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
+        colour = 1 - gray.to(device, torch.float32)
+        # Only on the CPU asking does not make the host wait.
+        if device.type != "cpu" or not bool(colour) or bool(is_screened(canvas, r.box)):
+            out[r.face] = colour
+    return out
 
 
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:

@@ -32,17 +32,20 @@ _WEAK = 0.02  # of the strongest frequency, up to which one does not belong to a
 _LAGS = (20, 60)  # px over which a regular pattern is asked to repeat
 _WAYS = 8  # directions in all of which it has to: an edge repeats along itself only
 _REPEATS = (0.18, 0.32)  # autocorrelation between which it is believed: pictures reach 0.14, printed ones begin at 0.4
+_REPEATS_IN_COLOUR = (0.38, 0.46)  # one colour photograph in 700 reaches 0.36, colour prints begin at 0.47
 _ENOUGH = 512  # px of a face, along a side, that are looked at
 
 
 def add_grain(
-    canvas: Tensor, before: Tensor, share: Tensor | None, box: Box, seed: int, amount: Tensor | float | None = None
-) -> None:
+    canvas: Tensor, before: Tensor, share: Tensor | None, box: Box, seed: int, amount: float = 1.0,
+    colour: Tensor | float = 0.0,
+) -> None:  # fmt: skip
     """Add to ``canvas`` [3,H,W] in [0,1], inside ``box``, the grain of ``before`` around it.
 
     ``before`` is the ``surroundings`` of the box without the face, ``share`` [1,H,W] what was replaced of each pixel
-    (None: all of a crop, whose grain is measured in all of ``before``), ``amount`` a scalar in [0,1]. Where face and
-    surroundings differ in grain the lesser counts; where there is none, none is added.
+    (None: all of a crop, whose grain is measured in all of ``before``), ``amount`` in [0,1]. Where face and
+    surroundings differ in grain the lesser counts; where there is none, none is added. ``colour`` is 1 where only the
+    dots of a print shall come back, if that is what they surely are: noise in colour is rather the camera's.
     """
     x0, y0, x1, y1 = box
     around = _grown(box, canvas.shape[1:])
@@ -61,7 +64,7 @@ def add_grain(
     believed = _believed(own)
     limit = believed * (_TOLERANCE * own / wanted.sum().clamp(min=1e-12)).clamp(max=1)
     inner = (slice(y0 - around[1], y1 - around[1]), slice(x0 - around[0], x1 - around[0]))
-    regular = there.strong(inside) * believed * _repeats(before[inner])
+    regular = there.strong(inside) * believed * _repeats(before[inner], colour)
     lacking = (wanted * limit - here.smoothest(inside)[0]).clamp(min=0)
     beside = F.max_pool2d(F.pad(regular[None, None], (1, 1, 1, 1), mode="circular"), 3, 1)[0, 0]
     noise = _noise(lacking * (1 - beside), seed, (y1 - y0, x1 - x0))
@@ -70,8 +73,14 @@ def add_grain(
     if share is not None:
         mixed = share[part]  # of the picture's own grain (1 - mixed)^2 is there still
         noise = noise * (2 * mixed - mixed.square()).clamp(min=0).sqrt()
-    canvas[part] += noise + pattern if amount is None else noise * amount + pattern * (amount > 0)
+    canvas[part] += noise * (amount * (1 - colour)) + pattern * (amount > 0)
     canvas[part].clamp_(0, 1)
+
+
+def is_screened(canvas: Tensor, box: Box) -> Tensor:
+    """Scalar: whether ``canvas`` [3,H,W] in [0,1] shows the dots of a colour print inside ``box``."""
+    x0, y0, x1, y1 = box
+    return _repeats(luminance(canvas[None, :, y0:y1, x0:x1])[0], 1.0) > 0
 
 
 def surroundings(canvas: Tensor, box: Box) -> Tensor:
@@ -171,8 +180,9 @@ def _noise(spectrum: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
     return plane.repeat(*repeats)[None, : size[0], : size[1]]
 
 
-def _repeats(plane: Tensor) -> Tensor:
-    """Scalar in [0,1]: whether [H,W] holds one pattern that repeats in all directions, like the screen of a print."""
+def _repeats(plane: Tensor, colour: Tensor | float) -> Tensor:
+    """Scalar in [0,1]: whether [H,W] holds one pattern that repeats in all directions, like the screen of a print; with
+    ``colour`` it has to be surer."""
     height, width = (min(side, _ENOUGH) for side in plane.shape)
     top, left = (plane.shape[0] - height) // 2, (plane.shape[1] - width) // 2
     part = plane[None, None, top : top + height, left : left + width]
@@ -189,7 +199,8 @@ def _repeats(plane: Tensor) -> Tensor:
     there = (lag >= _LAGS[0]) & (lag <= reach)
     best = [torch.where(there & (way >= n) & (way < n + 1), like, -torch.inf).max() for n in range(_WAYS)]
     least = torch.stack(best).min() / like[0, 0].clamp(min=1e-12)
-    return ((least - _REPEATS[0]) / (_REPEATS[1] - _REPEATS[0])).clamp(0, 1)
+    low, high = (mono + colour * (sure - mono) for mono, sure in zip(_REPEATS, _REPEATS_IN_COLOUR))
+    return ((least - low) / (high - low)).clamp(0, 1)
 
 
 def _passed(plane: Tensor, share: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ OPTIONAL = {
 CLIPS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .ogv .3gp".split())
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-avif-plugin": "pillow_avif", "pillow-jxl-plugin": "pillow_jxl"}
 _UNREAD = frozenset(
-    ".psd .psb .xcf .svg .eps .ai .exr .hdr .jxr .wdp .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf "
-    ".pef .srw .x3f .3fr .iiq .dcr .kdc .mrw .erf .ico .icns .pcx .sgi .dds .fits .djvu .cin .dpx .pfm .ras .xbm .xpm "
-    ".jng .mng .bpg .qoi .flif .insp .jps".split()
+    ".psd .psb .xcf .svg .eps .ai .pdf .exr .hdr .jxr .wdp .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf "
+    ".rw2 .raf .pef .srw .x3f .3fr .iiq .dcr .kdc .mrw .erf .ico .icns .pcx .sgi .dds .fits .djvu .cin .dpx .pfm "
+    ".ras .xbm .xpm .jng .mng .bpg .qoi .flif .insp .jps".split()
 )
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _SIGNATURES += (b"\0\0\0\x0cjP  ",)

@@ -21,6 +21,7 @@ _XMP_KEY = "XML:com.adobe.xmp"  # of PNG (XMP specification, part 3, section 1.1
 _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"  # of JPEG (section 1.1.3)
 _MOST_IN_SEGMENT = 65533  # bytes of a JPEG segment behind its length
 _MOST_COMMENT = 60000  # bytes; older Pillows encode a JPEG through a buffer of 64 kB
+_RESOLUTION = 0x011A  # TIFF tag
 _MOST_DPI = 65535  # of JPEG; PNG holds more
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))([1-8])")
 
@@ -53,6 +54,8 @@ def read_notes(image: Image) -> Notes:
 
 def dpi_of(image: Image) -> tuple[float, float] | None:
     """The resolution, where it is one that every format can hold; a damaged file claims any number."""
+    if image.format == "TIFF" and _RESOLUTION not in getattr(image, "tag_v2", {}):
+        return None  # Pillow says 1 dpi of such a file
     try:
         wide, high = (float(value) for value in image.info.get("dpi") or ())
     except (TypeError, ValueError, ArithmeticError):

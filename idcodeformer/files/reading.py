@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import BadImage, BadOption
 from ..runtime.memory import is_out_of_memory
+from .damage import has_torn_pixels
 from .finding import EXTENSIONS, OPTIONAL, decoder_is_there, find_pictures
 from .limits import VARIABLE, formats, most_pixels
 from .metadata import Notes, dpi_of, orientation_of, read_notes, upright_exif
@@ -40,7 +41,7 @@ class Picture:
     exif: bytes | None = None  # with Orientation = 1, because the frames are upright
     dpi: tuple[float, float] | None = None
     durations: tuple[int, ...] = ()  # ms per frame of an animation
-    loop: int | None = 0  # as a GIF counts: 0 = for ever, None = played once
+    loop: int | None = 0  # as a GIF counts: rounds after the first, 0 = for ever, None = played once
     suffix: str = ".png"  # of the file that was read, lower case
     poster: bool = False  # the first frame is an APNG's still picture, no part of its animation
     origin: str = ""  # fingerprint of the file that was read
@@ -152,6 +153,8 @@ def _decode(data: bytes, path: Path, levels: bool) -> Picture:
     with Image.open(io.BytesIO(data), formats=formats()) as image:
         if image.width * image.height > most_pixels():  # Pillow's own limit may be lifted by a host
             raise BadImage(too_large(path))
+        if image.format == "PNG" and has_torn_pixels(data):
+            raise ValueError("pixels do not fit their checksum")
         count = getattr(image, "n_frames", 1)
         orientation = orientation_of(image)
         if count > 1 and image.format == "TIFF":
@@ -211,11 +214,11 @@ def _decode_animation(image: Image, path: Path, common: dict[str, Any]) -> Pictu
 
 
 def _loop(image: Image) -> int | None:
-    """How often an animation repeats: a GIF without a count is played once, as is an APNG or WebP that says 1."""
+    """How often an animation repeats, as a GIF counts, whose absent count is one play; APNG and WebP count plays."""
     count = image.info.get("loop")
-    if count is None:
-        return None if image.format == "GIF" else 0
-    return None if count == 1 and image.format != "GIF" else int(count)
+    if image.format == "GIF":
+        return None if count is None else int(count)
+    return None if count == 1 else max(0, int(count or 0) - 1)
 
 
 def _eight_bit(

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import BadImage
+from ..errors import BadImage, BadOption
+from .finding import CLIPS, EXTENSIONS
 from .writing import make_folder, write_bytes
 
 _END = b"\n]}\n"
@@ -91,10 +92,28 @@ def _last_of_each(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def check_target(path: Path, overwrite: bool, resume: bool) -> list[dict[str, Any]]:
-    """Earlier entries to go on with. Raises BadImage for a report that must not be replaced."""
+    """Earlier entries to go on with. Raises BadImage for a report that must not be replaced.
+
+    What is no JSON is never replaced, whatever is asked: a photo may have been named by mistake.
+    """
+    if path.suffix.lower() in EXTENSIONS | CLIPS:
+        raise BadOption(f"The report {path} would bear the name of a picture or clip; name it like report.json.")
     make_folder(path.parent)
-    if not path.exists() or overwrite:
+    if not path.exists():
         return []
-    if not resume:
+    if not path.is_file():
+        raise BadImage(f"{path} is a folder or a device, not a report; name another file, or - for standard output.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()[:1]
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if not start:  # a run that died before its first line
+        return []
+    if resume and not overwrite:
+        return read_report(path)
+    if not overwrite:
         raise BadImage(f"{path} exists already; add --overwrite or --skip-existing, or name another report.")
-    return read_report(path)
+    if start not in b"{[":
+        raise BadImage(f"{path} is no report and is not replaced; name another file.")
+    return []

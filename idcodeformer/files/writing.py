@@ -180,7 +180,7 @@ def _png_info(notes: Notes) -> Any:
 
 def _encode_animation(picture: Picture, kind: str) -> bytes:
     if kind == "JPEG":
-        raise BadOption("JPEG holds one frame; choose the format same, png or webp for an animation.")
+        raise BadOption("JPEG holds one frame; choose png or webp for an animation, or no format: it keeps its own.")
     alphas = [None] * len(picture.frames) if picture.alpha is None else list(picture.alpha)
     images = [to_image(frame, alpha) for frame, alpha in zip(picture.frames, alphas)]
     buffer = io.BytesIO()
@@ -190,10 +190,8 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["lossless"] = True
     if kind == "GIF":
         extra["disposal"] = 2 if picture.alpha is not None else 0
-    if picture.loop is not None:
-        extra["loop"] = picture.loop
-    elif kind in ("PNG", "WEBP"):
-        extra["loop"] = 1
+    if (loop := picture.loop if kind == "GIF" else _plays(picture.loop)) is not None:
+        extra["loop"] = loop
     height, width = picture.size
     if picture.exif and kind != "GIF" and (exif := exif_for(picture.exif, width, height, kind)):
         extra["exif"] = exif
@@ -209,6 +207,11 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         images = images[1:]
     images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=durations, **extra)
     return buffer.getvalue()
+
+
+def _plays(loop: int | None) -> int:
+    """How often APNG and WebP say that frames are shown, 0 for ever: a GIF counts the rounds after the first."""
+    return 1 if loop is None else loop and min(loop + 1, 65535)
 
 
 def _standing(picture: Picture) -> list[int]:

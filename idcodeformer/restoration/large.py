@@ -1,12 +1,13 @@
-"""Faces larger than the network: which they are, and what is done with them instead of softening them in silence.
+"""Faces that a network would soften: which they are, and what is done with them instead of softening them in silence.
 
 A network with crops of S px shows nothing finer than its pixels. Where the picture has more of them in a face, and uses
-them, the restored face is a blurred one. How much that costs: docs/large-faces.md.
+them, the restored face is a blurred one; and a smaller face that shows all its pixels loses some of what it shows. How
+much that costs: docs/large-faces.md.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 
 from ..geometry.resizing import resize
 from ..types import RestoreOptions
-from ..weights.registry import by_name, largest_face, sharpest_face
+from ..weights.registry import by_name, largest_face, sharpest_face, smallest_sharp_face
 from ..weights.store import download_folder
+from .small import SHARP_AT_ITS_SIZE, is_blocky, sharpness_at_its_size
 
 _BLOCKS = 16  # along a side of the crop, in which detail is looked for
 _QUARTILE = 0.88  # lower quartile over mean of the energy of white noise in such blocks
@@ -31,7 +33,7 @@ _VISIBLE = 0.002  # rms below which nobody sees detail, whatever its share
 
 @dataclass(frozen=True)
 class LargeFace:
-    """What becomes of a face that is larger than the network."""
+    """What becomes of a face that the network would soften."""
 
     kept: bool  # restored, but under its own detail; else it stays as it was
     reason: str
@@ -47,10 +49,16 @@ def fine_detail(pixels: Tensor) -> Tensor:
 
 
 def detail_to_lose(pixels: Tensor, scales: Sequence[float]) -> Tensor:
-    """``fine_detail`` for ``judge_track``: 0 for noisy crops [N,3,128,128] of faces that are not large."""
-    small = torch.tensor([scale <= largest_face(128) for scale in scales], device=pixels.device)
+    """[N] for ``judge_track``: above ``SHARP`` for crops [N,3,128,128] that would lose; 0 for noisy, not large ones."""
+    fits = torch.tensor([scale <= largest_face(128) for scale in scales], device=pixels.device)
     detail, noise = detail_and_noise(pixels)
-    return detail.masked_fill((noise > _NOISY) & small, 0)
+    detail = detail.masked_fill((noise > _NOISY) & fits, 0)
+    small = [n for n, scale in enumerate(scales) if _is_small(scale, 128)]
+    if small:
+        there = torch.tensor(small, device=pixels.device)
+        sharp = sharpness_at_its_size(pixels[there], [scales[n] for n in small])
+        detail[there] = SHARP / SHARP_AT_ITS_SIZE * sharp
+    return detail
 
 
 def detail_and_noise(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,12 +86,24 @@ def scales_of(matrices: Tensor) -> list[float]:
     return [abs(float(torch.linalg.det(m))) ** -0.5 for m in linear]
 
 
-def judge_large(pixels: Tensor, scales: Sequence[float], options: RestoreOptions) -> list[LargeFace | None]:
-    """For crops [N,3,S,S] with ``scales`` picture px per crop px: None where they are restored as any other."""
+def judge_large(
+    pixels: Tensor, scales: Sequence[float], options: RestoreOptions, part: Callable[[int], Tensor] | None = None
+) -> list[LargeFace | None]:
+    """For crops [N,3,S,S] with ``scales`` picture px per crop px: None where they are restored as any other.
+
+    ``part(n)``: the picture [3,H,W] around a crop, where the blocks of JPEG are looked for.
+    """
     side, mode = pixels.shape[-1], options.large_faces
     limit = _limit(side, mode)
     large = [n for n, scale in enumerate(scales) if mode != "restore" and scale > limit]
+    small = [n for n, scale in enumerate(scales) if _asks_small(options) and _is_small(scale, side)]
     out: list[LargeFace | None] = [None] * len(scales)
+    if small:
+        asked = pixels[torch.tensor(small, device=pixels.device)]
+        found = sharpness_at_its_size(asked, [scales[n] for n in small]).tolist()
+        for n in (n for n, sharpness in zip(small, found) if sharpness >= SHARP_AT_ITS_SIZE):
+            if part is None or not is_blocky(part(n)):
+                out[n] = LargeFace(False, _small_reason(round(scales[n] * side)))
     if not large:
         return out
     sharp = [True] * len(large)
@@ -109,6 +129,8 @@ def fitted(pictures: Tensor, side: int, options: RestoreOptions) -> tuple[Tensor
         return pictures, None
     same = (high, wide) == (side, side)
     seen = pictures if same else F.interpolate(pictures, (side, side), mode="area")
+    # A smaller picture comes back enlarged, so that it is not asked whether it is sharp at its size.
+    options = replace(options, upscale=1.0 if min(high, wide) >= side else 2.0)
     judged = judge_large(seen, [min(high, wide) / side] * len(seen), options)
     crops = pictures if same else resize(pictures, (side, side)).clamp(0, 1)
     return crops, next((face for face in judged if face is not None), None)
@@ -123,6 +145,8 @@ def under_own_detail(pictures: Tensor, crops: Tensor, restored: Tensor) -> Tenso
 def judge_track(detail: float, scale: float, side: int, options: RestoreOptions) -> LargeFace | None:
     """As ``judge_large``, for a face whose ``detail_to_lose`` and scale (picture px per crop px) are known."""
     mode = options.large_faces
+    if _asks_small(options) and _is_small(scale, side):
+        return LargeFace(False, _small_reason(round(scale * side))) if detail >= SHARP else None
     if mode == "restore" or scale <= _limit(side, mode) or (mode == "auto" and detail <= SHARP):
         return None
     return LargeFace(mode == "keep", _reason(round(scale * side), side, mode))
@@ -131,6 +155,22 @@ def judge_track(detail: float, scale: float, side: int, options: RestoreOptions)
 def _limit(side: int, mode: str) -> float:
     """Picture px per crop px from which faces are asked about: by sharpness, or by size alone."""
     return min(sharpest_face(side), largest_face(side)) if mode == "auto" else largest_face(side)
+
+
+def _asks_small(options: RestoreOptions) -> bool:
+    """Whether small faces may stay: where the picture is enlarged, restoring adds what enlarging lacks."""
+    return options.large_faces == "auto" and options.upscale <= 1
+
+
+def _is_small(scale: float, side: int) -> bool:
+    return smallest_sharp_face(side) <= scale <= min(sharpest_face(side), largest_face(side))
+
+
+def _small_reason(face: int) -> str:
+    return (
+        f"sharp at its size ({face} px): restoring would change it and add nothing; enlarge the picture (upscale 2), "
+        "or choose large faces: restore"
+    )
 
 
 def _reason(face: int, side: int, mode: str) -> str:

@@ -243,6 +243,8 @@ WEIGHTS: tuple[Weight, ...] = (
 LARGEST_FACE = {128: 1.5, 512: 1.5}
 # The same for faces that show all their pixels: smaller ones have none that the network loses. At 512 px not measured.
 SHARPEST_FACE = {128: 0.65}
+# The same from which a smaller face can be told to be as sharp as its picture shows it; below, detail looks like noise.
+SMALLEST_SHARP_FACE = {128: 0.4}
 _LARGEST_FACE = 1.5  # of networks of another side above 128 px; for smaller ones nothing was measured
 
 # What callers ask for -> kinds of the registry that serve it.
@@ -267,6 +269,11 @@ def largest_face(side: int) -> float:
 def sharpest_face(side: int) -> float:
     """Picture px per crop px from which a sharp face shows detail that a network with crops of ``side`` px loses."""
     return SHARPEST_FACE.get(side, largest_face(side))
+
+
+def smallest_sharp_face(side: int) -> float:
+    """Picture px per crop px from which faces are asked whether they are sharp at their own size; infinity: never."""
+    return SMALLEST_SHARP_FACE.get(side, math.inf)
 
 
 def by_name(name: str) -> Weight:
