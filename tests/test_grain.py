@@ -234,9 +234,9 @@ def test_what_repeats_in_all_directions_is_a_pattern() -> None:
     y, x = torch.meshgrid(torch.arange(200.0), torch.arange(240.0), indexing="ij")
     dots = torch.cos(x * 2 * torch.pi / 5) + torch.cos(y * 2 * torch.pi / 5)
     noise = torch.randn(200, 240, generator=torch.Generator().manual_seed(1))
-    assert float(_repeats(0.5 + 0.05 * dots)) == 1 and float(_repeats(0.5 + 0.05 * dots + 0.02 * noise)) == 1
-    assert float(_repeats(0.5 + 0.05 * noise)) == 0
-    assert float(_repeats((x > 120) * 0.3 + 0.01 * noise)) == 0  # an edge repeats along itself alone
+    assert float(_repeats(0.5 + 0.05 * dots, 0.0)) == 1 and float(_repeats(0.5 + 0.05 * dots + 0.02 * noise, 0.0)) == 1
+    assert float(_repeats(0.5 + 0.05 * noise, 0.0)) == 0
+    assert float(_repeats((x > 120) * 0.3 + 0.01 * noise, 0.0)) == 0  # an edge repeats along itself alone
 
 
 def test_a_picture_too_small_for_blocks_gets_no_grain() -> None:

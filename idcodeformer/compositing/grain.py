@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files.pixels import floats
 from ..restoration.tone import luminance
 from .plan import Box, Group, around, joined
 
@@ -78,9 +79,9 @@ def add_grain(
 
 
 def is_screened(canvas: Tensor, box: Box) -> Tensor:
-    """Scalar: whether ``canvas`` [3,H,W] in [0,1] shows the dots of a colour print inside ``box``."""
+    """Scalar: whether ``canvas`` [3,H,W] in [0,1] or uint8 shows the dots of a colour print inside ``box``."""
     x0, y0, x1, y1 = box
-    return _repeats(luminance(canvas[None, :, y0:y1, x0:x1])[0], 1.0) > 0
+    return _repeats(luminance(floats(canvas[None, :, y0:y1, x0:x1]))[0], 1.0) > 0
 
 
 def surroundings(canvas: Tensor, box: Box) -> Tensor:
