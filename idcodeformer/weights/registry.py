@@ -127,9 +127,9 @@ WEIGHTS: tuple[Weight, ...] = (
         sha256="b23bd253f2c41b13494a8a1321c6c046b3d31d6bd73fe66d4399103149ac1251",
     ),
     _embedded(
-        "mini_parser", "mini_parser", "research use", non_commercial=True, bytes=2_864_992,
-        sha256="426640c3e940c766a7d587b20bbd464899df163d775c3fb6f3b21e847d5c800e",
-        note="face parser at 160 px. Trained on CelebAMask-HQ, for non-commercial research.",
+        "mini_parser", "mini_parser", "research use", non_commercial=True, bytes=3_286_816,
+        sha256="065a115c9ccc00477474d10eb69a1d33afba085c3a855893a5118e641d981c0a",
+        note="face parser at 176 px. Trained on CelebAMask-HQ, for non-commercial research.",
     ),
     # The published restorer and its training stages.
     _codeformer(
