@@ -150,7 +150,7 @@ def test_the_built_in_parser_knows_a_face(photos) -> None:
     crops = align(list(image), [faces[:1]], 512)
     parser = load_parser("mini_parser", "cpu")
     labels = parser(crops.pixels)[0]
-    assert parser.size == 160 and labels.shape == (512, 512)
+    assert parser.size == 176 and labels.shape == (512, 512)
     left, right, nose, *_ = ffhq_template(512).round().astype(int).tolist()  # as seen; the labels name the person's own
     assert CLASSES[labels[left[1], left[0]]] == "right_eye" and CLASSES[labels[right[1], right[0]]] == "left_eye"
     assert CLASSES[labels[nose[1], nose[0]]] == "nose"

@@ -96,3 +96,14 @@ def test_it_goes_with_the_low_band() -> None:
 
 def test_no_face_is_no_trouble() -> None:
     assert keep_shown(torch.empty(0, 3, 128, 128), torch.empty(0, 3, 128, 128), []).shape == (0, 3, 128, 128)
+
+
+def test_a_monochrome_face_keeps_its_tone() -> None:
+    """Colour noise of the scan does not come back with the band."""
+    plain = scene().mean(1, keepdim=True).expand(1, 3, 128, 128)
+    noise = low_pass(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(8)), 3.0) * 0.25
+    pixels = (plain + noise - noise.mean(1, keepdim=True)).clamp(0, 1)
+    restored = (plain + 0.5 * spot(128).mean(1, keepdim=True)).clamp(0, 1)
+    coloured, toned = (keep_shown(restored, pixels, [0.8], gray) for gray in (None, torch.ones(1, dtype=torch.bool)))
+    assert (coloured - coloured.mean(1, keepdim=True)).abs().mean() > 3 / 255
+    assert (toned - toned.mean(1, keepdim=True)).abs().max() < 1e-6 and not torch.equal(toned, restored)

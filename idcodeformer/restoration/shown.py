@@ -27,11 +27,14 @@ _APART = (0.04, 0.07)
 _FREE = 0.5  # fidelity below which the network is given a free hand, wholly at 0
 
 
-def keep_shown(restored: Tensor, pixels: Tensor, ws: Sequence[float | None]) -> Tensor:
+def keep_shown(
+    restored: Tensor, pixels: Tensor, ws: Sequence[float | None], gray: Tensor | None = None
+) -> Tensor:
     """Restored faces [N,3,S,S] in [0,1] with the band that the input crops ``pixels`` show; clipped.
 
-    ``ws``: the fidelity in [0,1] of each; None where the network has none. How wide the band is follows from how much
-    fine detail the input has beside the restored face. Heavily degraded or noisy inputs, and w = 0, change nothing.
+    ``ws``: the fidelity in [0,1] of each; None where the network has none. ``gray`` [N]: faces that have their tone
+    already, of which brightness alone is taken. How wide the band is follows from how much fine detail the input has
+    beside the restored face. Heavily degraded or noisy inputs, and w = 0, change nothing.
     """
     free = [1.0 if w is None else min(1.0, w / _FREE) for w in ws]
     if not any(free):
@@ -44,6 +47,8 @@ def keep_shown(restored: Tensor, pixels: Tensor, ws: Sequence[float | None]) -> 
             continue
         change = _change(restored[some], pixels[some], restored.new_tensor(free[some]))
         if change is not None:
+            if gray is not None:
+                change = torch.where(gray[some, None, None, None], change.mean(1, keepdim=True), change)
             out = restored.clone() if out is restored else out
             out[some] = (restored[some] + change).clamp_(0, 1)
     return out

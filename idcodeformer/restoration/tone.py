@@ -104,11 +104,13 @@ def match_tone(
     contrast where it can be seen, and what else the input shows. ``ws``: the fidelity of each face, None for a network
     without; by default that of ``options``.
     """
-    low_band = options.colour == "low_band"
-    toned = match_gray(restored, pixels, options.gray, not low_band, monochrome)
-    if not low_band:
-        return toned
-    return keep_shown(match_low_band(toned, pixels), pixels, [options.w] * len(pixels) if ws is None else ws)
+    if options.colour != "low_band":
+        return match_gray(restored, pixels, options.gray, True, monochrome)
+    if monochrome is None and options.gray == "auto":
+        monochrome = is_monochrome(pixels)
+    gray = {"auto": monochrome, "force": torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)}
+    toned = match_low_band(match_gray(restored, pixels, options.gray, False, monochrome), pixels)
+    return keep_shown(toned, pixels, [options.w] * len(pixels) if ws is None else ws, gray.get(options.gray))
 
 
 def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
