@@ -32,7 +32,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"Configuration keys 'accelerator', 'devices', 'precision' ({config.accelerator}, {config.devices}, "
-            f"{config.precision}) do not fit this machine: {' '.join(str(error).split())}"
+            f"{config.precision}) do not fit this machine: {' '.join(str(error).split())} "
+            "Name others, on a CPU: accelerator=cpu devices=1"
         ) from error
 
 
