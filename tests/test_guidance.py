@@ -13,7 +13,7 @@ from idcodeformer.files.reading import Picture, read
 from idcodeformer.files.writing import write
 from idcodeformer.guidance import descent, gate, judging
 from idcodeformer.guidance.gate import least_likeness, refusal
-from idcodeformer.guidance.judging import visible_scale
+from idcodeformer.guidance.judging import drifts, squares_of, visible_scale, why_not
 from idcodeformer.guidance.optimise import guide
 from idcodeformer.guidance.options import GuidanceOptions
 from idcodeformer.identity.recogniser import IdentityRecogniser
@@ -306,3 +306,111 @@ def test_one_guides_and_another_judges(restorer, recogniser, pixels, person) -> 
         pipeline.restore_aligned(pixels, RestoreOptions(), EAGER, [references[1]])
     with pytest.raises(BadOption, match="needs photos"):
         pipeline.restore_aligned(pixels, RestoreOptions(), EAGER)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_drift_is_that_of_the_means_over_each_faces_own_squares() -> None:
+    board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2 - 1).float() * 0.1
+    flat = torch.full((3, 3, 16, 16), 0.5)
+    changed = torch.stack([flat[0] + 0.03, flat[1] + board, flat[2] + board])
+    assert drifts(flat, changed, [4, 2, 1]) == pytest.approx([0.03, 0.0, 0.1], abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "fine", "coarse"), [(64, 1, 4), (128, 2, 8), (512, 8, 32)])
+def test_squares_are_in_px_of_the_crop(side: int, fine: int, coarse: int) -> None:
+    torch.manual_seed(3)
+    sharp = F.interpolate(torch.rand(1, 3, 128, 128), (side, side), mode="nearest")
+    assert squares_of(torch.cat([sharp, torch.full_like(sharp, 0.3)])) == [fine, coarse]
+    assert squares_of(torch.zeros(1, 3, 8, 8)) == [1]
+
+
+def test_detail_is_what_a_mean_over_three_px_takes_away() -> None:
+    """A board of one px at 0.5 +- a loses a * 8 / 9: between the limits it is what an input at x4 shows."""
+    board = ((torch.arange(128)[:, None] + torch.arange(128)) % 2 * 2 - 1).float()
+    inner = [0.5 + a * 9 / 8 * board.expand(1, 3, -1, -1) for a in (0.0054, 0.0052, 0.003, 0.0028)]
+    assert visible_scale(torch.cat(inner)).tolist() == [2, 4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((0.30, 0.32, 0.03, 0.0, 4), ""), ((0.30, 0.305, 0.0, 0.0, 4), "no likeness (0.30 to 0.30)"),
+        ((0.30, 0.25, 0.0, 0.0, 4), "no likeness"), ((0.30, 0.50, 0.045, 0.0, 4), "changed the picture itself (by 11 "),
+        ((0.30, 0.50, 0.03, -0.01, 4), "by the judge (-0.01)"), ((0.30, 0.50, 0.03, 0.0, 0), "not guided"),
+        ((0.30, float("nan"), 0.03, 0.0, 4), "no likeness"), ((0.30, 0.50, float("nan"), 0.0, 4), "changed the pict"),
+    ],
+)  # fmt: skip
+def test_why_a_guided_face_is_not_taken(monkeypatch, figures, said) -> None:
+    monkeypatch.undo()  # the limits as they are shipped
+    reason = why_not(*figures)
+    assert said in reason and bool(said) == bool(reason)
+
+
+def descent_of(restorer, recogniser, monkeypatch, likenesses, **rule) -> descent.Descent:
+    """Steps whose likeness is given: a list of one value a face for every step; the goal is 0.8."""
+    run = descent.Descent(restorer, recogniser, RestoreOptions(), GuidanceOptions(force=True, **rule))
+    run.goal, given = 0.8, iter(likenesses)
+
+    def likeness(image, faces, random):
+        return image.mean((1, 2, 3)) * 0 + torch.tensor(next(given)[: len(faces)])
+
+    monkeypatch.setattr(run, "likeness", likeness)
+    return run
+
+
+def test_a_face_goes_its_share_of_the_way_and_rests(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    """From 0.2 half of the way to 0.8 is 0.5; a face that starts beyond 0.8 is there. The others go on."""
+    series = [[0.2, 0.9], [0.3], [0.49], [0.51], [9.0]]
+    run, told = descent_of(restorer, recogniser, monkeypatch, series, steps=9, strength=0.5), []
+    unguided, w = restorer(pixels[:2]), torch.ones(2)
+    _, steps = run(pixels[:2], unguided, person.vectors.expand(2, -1), w, told.append)
+    assert steps == [4, 1] and told == [2, 4, 6, 8]
+
+
+def test_consistency_alone_leads_back_to_the_unguided_face(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    """A face that starts darker than it is said to be unguided, without any likeness to follow."""
+    start = restorer(pixels[:1], w=torch.ones(1))
+    unguided, squares, left = (start * 0.8).clamp(0, 1), squares_of(pixels[:1]), []
+    for weight in (0.0, 50.0):
+        run = descent_of(restorer, recogniser, monkeypatch, [[0.0]] * 9, steps=6, rate=0.02, consistency=weight)
+        images, steps = run(pixels[:1], unguided, person.vectors, torch.ones(1), lambda done: None)
+        assert steps == [6]
+        left.append(drifts(unguided, images, squares)[0])
+    assert left[0] == pytest.approx(drifts(unguided, start, squares)[0], rel=0.02) and left[1] < 0.98 * left[0]
+
+
+def test_a_step_looks_under_a_small_shift_and_noise(restorer, recogniser, pixels, person, monkeypatch) -> None:
+    """At most a 64th of the side; the shifts and the noise of a run are those of every other."""
+    run = descent.Descent(restorer, recogniser, RestoreOptions(), GuidanceOptions())
+    seen = []
+    monkeypatch.setattr(run, "eye", lambda crop: seen.append(crop) or crop.flatten(1)[:, :16])
+    ramp = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
+    face = type("Face", (), {"target": person.vectors})
+    random = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        run.likeness(ramp, [face], random)
+    run.likeness(ramp, [face], torch.Generator().manual_seed(0))
+    assert torch.equal(seen[0], seen[-1]) and not torch.equal(seen[0], seen[1])
+    monkeypatch.setattr(descent, "_NOISE", 0.0)
+    monkeypatch.setattr(descent, "_SHIFT", 0.0)
+    run.likeness(ramp, [face], random)
+    still = seen[-1]
+    pixel = float(still[0, 0, 50, 51] - still[0, 0, 50, 50]) * 112 / (0.749 * 128)  # one px of the picture
+    shifts = torch.stack([(crop - still)[0, :, 20:90, 20:90].mean() / pixel for crop in seen[:40]])
+    assert 1.5 < shifts.max() < 2.3 and -2.3 < shifts.min() < -1.5
+    grain = [(crop - still - (crop - still).mean())[0, :, 20:90, 20:90].std() for crop in seen[:40]]
+    assert float(torch.stack(grain).mean()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_restorer_for_which_the_latent_match_is_asked_starts_from_it(restorer, recogniser, pixels, person) -> None:
+    plain, matched = (
+        guide(restorer, pixels[:1], person, recogniser, RestoreOptions(adain=match), EAGER).unguided
+        for match in (False, True)
+    )
+    assert not torch.equal(plain, matched)
+    for match, wanted in ((False, plain), (True, matched)):
+        run = descent.Descent(restorer, recogniser, RestoreOptions(adain=match), GuidanceOptions(steps=0))
+        images, _ = run(pixels[:1], wanted, person.vectors, torch.full((1,), RestoreOptions().w), lambda done: None)
+        assert torch.allclose(images, wanted, atol=1e-3)
