@@ -19,7 +19,7 @@ from .outcome import Outcome
 if TYPE_CHECKING:
     from .job import RestoreJob, Step
 
-_PIXELS = 1 << 25  # of all pictures that are held, 12 bytes each; a larger one is held alone
+_PIXELS = 1 << 25  # of all pictures that are held, 3 to 12 bytes each; a larger one is held alone
 _AHEAD = 2  # pictures read ahead of the networks
 _BEHIND = 4  # results that are written or wait for it
 _WRITERS = 2
