@@ -146,6 +146,8 @@ class FacePipeline:
         options = options or RestoreOptions()
         if options.min_identity > 0:
             self._recognise()
+        if pixels.dtype == torch.uint8:
+            raise BadImage("Aligned crops are uint8; convert them to float and divide by 255.")
         high, wide = pixels.shape[-2:]
         box = (0.0, 0.0, float(wide), float(high))
         crops, large = fitted(pixels, self.restorer.size, options)
