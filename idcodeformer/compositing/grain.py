@@ -35,6 +35,7 @@ _WAYS = 8  # directions in all of which it has to: an edge repeats along itself 
 _REPEATS = (0.18, 0.32)  # autocorrelation between which it is believed: pictures reach 0.14, printed ones begin at 0.4
 _REPEATS_IN_COLOUR = (0.38, 0.46)  # one colour photograph in 700 reaches 0.36, colour prints begin at 0.47
 _ENOUGH = 512  # px of a face, along a side, that are looked at
+_GLANCE, _MAY_REPEAT = 176, 0.25  # px of a colour face, and what they have to reach for a look at all of it
 
 
 def add_grain(
@@ -81,7 +82,10 @@ def add_grain(
 def is_screened(canvas: Tensor, box: Box) -> Tensor:
     """Scalar: whether ``canvas`` [3,H,W] in [0,1] or uint8 shows the dots of a colour print inside ``box``."""
     x0, y0, x1, y1 = box
-    return _repeats(luminance(floats(canvas[None, :, y0:y1, x0:x1]))[0], 1.0) > 0
+    plane = luminance(floats(canvas[None, :, y0:y1, x0:x1]))[0]
+    if plane.device.type == "cpu" and bool(_alike(plane, _GLANCE) < _MAY_REPEAT):  # a tenth of the time
+        return torch.zeros((), dtype=torch.bool)
+    return _repeats(plane, 1.0) > 0
 
 
 def surroundings(canvas: Tensor, box: Box) -> Tensor:
@@ -184,24 +188,32 @@ def _noise(spectrum: Tensor, seed: int, size: tuple[int, int]) -> Tensor:
 def _repeats(plane: Tensor, colour: Tensor | float) -> Tensor:
     """Scalar in [0,1]: whether [H,W] holds one pattern that repeats in all directions, like the screen of a print; with
     ``colour`` it has to be surer."""
-    height, width = (min(side, _ENOUGH) for side in plane.shape)
+    low, high = (mono + colour * (sure - mono) for mono, sure in zip(_REPEATS, _REPEATS_IN_COLOUR))
+    return ((_alike(plane, _ENOUGH) - low) / (high - low)).clamp(0, 1)
+
+
+def _alike(plane: Tensor, enough: int) -> Tensor:
+    """Scalar: the best autocorrelation of the fine part of [H,W], of which ``enough`` px along a side are looked at, in
+    that one of ``_WAYS`` directions where it is least."""
+    height, width = (min(side, enough) for side in plane.shape)
     top, left = (plane.shape[0] - height) // 2, (plane.shape[1] - width) // 2
     part = plane[None, None, top : top + height, left : left + width]
-    fast = (part - F.avg_pool2d(F.pad(part, (8, 8, 8, 8), mode="replicate"), 17, 1))[0, 0]
+    broad = F.avg_pool2d(F.avg_pool2d(F.pad(part, (8, 8, 8, 8), mode="replicate"), (1, 17), 1), (17, 1), 1)
+    fast = (part - broad)[0, 0]
     most = 3 * fast.abs().median()  # a few edges shall not outweigh it
     fast = fast.clamp(-most, most)
     reach = min(_LAGS[1], min(height, width) // 2)
     size = (height + reach, width + reach)
-    both = [torch.fft.ifft2(torch.fft.fft2(each, s=size).abs().square()).real for each in (fast, torch.ones_like(fast))]
-    like = both[0] / both[1].clamp(min=1)
-    y, x = (torch.fft.fftfreq(side, 1 / side, device=plane.device) for side in size)
-    lag = (y[:, None].square() + x.square()).sqrt()
-    way = torch.remainder(torch.atan2(y[:, None], x) / torch.pi, 1) * _WAYS
+    like = torch.fft.irfft2(torch.fft.rfft2(fast, s=size).abs().square(), s=size)
+    lags = torch.arange(-reach, reach + 1, device=plane.device)
+    like = like[lags.remainder(size[0])[:, None], lags.remainder(size[1])]
+    y, x = lags[:, None].float(), lags.float()
+    like = like / ((height - y.abs()) * (width - x.abs()))  # of so many pairs of px
+    lag = (y.square() + x.square()).sqrt()
+    way = torch.remainder(torch.atan2(y, x) / torch.pi, 1) * _WAYS
     there = (lag >= _LAGS[0]) & (lag <= reach)
     best = [torch.where(there & (way >= n) & (way < n + 1), like, -torch.inf).max() for n in range(_WAYS)]
-    least = torch.stack(best).min() / like[0, 0].clamp(min=1e-12)
-    low, high = (mono + colour * (sure - mono) for mono, sure in zip(_REPEATS, _REPEATS_IN_COLOUR))
-    return ((least - low) / (high - low)).clamp(0, 1)
+    return torch.stack(best).min() / like[reach, reach].clamp(min=1e-12)
 
 
 def _passed(plane: Tensor, share: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .reading import Picture
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF"}
 _LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535, "AVIF": 65536}  # px, of the formats themselves
+_LONGEST_OF_OLD = 65_535  # ms
 _LONGEST = 655_350  # ms that a frame of a GIF stands; APNG and WebP hold more, an APNG's claim may be 18 hours
 _PARTIAL = re.compile(r"\..{0,40}\.[0-9a-f]{12}\.partial", re.DOTALL)
 _GRAY_TOLERANCE = 0.5 / 255  # channels closer than half a level are one channel
@@ -205,7 +206,12 @@ def _encode_animation(picture: Picture, kind: str) -> bytes:
         extra["default_image"] = True
     elif picture.poster:
         images = images[1:]
-    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=durations, **extra)
+    extra |= {"save_all": True, "append_images": images[1:]}
+    try:
+        images[0].save(buffer, kind, duration=durations, **extra)
+    except struct.error:  # older Pillows hold the time of an APNG's frame in 16 bits of ms
+        buffer = io.BytesIO()
+        images[0].save(buffer, kind, duration=_standing(picture, _LONGEST_OF_OLD), **extra)
     return buffer.getvalue()
 
 
@@ -214,9 +220,9 @@ def _plays(loop: int | None) -> int:
     return 1 if loop is None else loop and min(loop + 1, 65535)
 
 
-def _standing(picture: Picture) -> list[int]:
+def _standing(picture: Picture, most: int = _LONGEST) -> list[int]:
     """ms of each frame, as every format holds them; the encoders make one frame of equal neighbours."""
-    frames, most = picture.frames, _LONGEST
+    frames = picture.frames
     if sum(picture.durations) > most and any(map(torch.equal, frames, frames[1:])):
         most //= len(frames)
     return [min(ms, most) for ms in picture.durations]
