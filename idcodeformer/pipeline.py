@@ -21,7 +21,7 @@ from .report import Scores, face_line, report_lines
 from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
 from .restoration.small import part_of
 from .restoration.tone import is_monochrome, match_tone
-from .runtime.validation import check_images
+from .runtime.validation import check_floats, check_images
 from .types import (
     Crops,
     DetectOptions,
@@ -152,8 +152,7 @@ class FacePipeline:
         options = options or RestoreOptions()
         if options.min_identity > 0:
             self._recognise()
-        if not pixels.is_floating_point():
-            raise BadImage(f"Aligned crops are {pixels.dtype}; convert them to float and divide by 255.")
+        check_floats(pixels)
         high, wide = pixels.shape[-2:]
         box = (0.0, 0.0, float(wide), float(high))
         crops, large = fitted(pixels, self.restorer.size, options)

@@ -1,10 +1,19 @@
 """Bands of crops: means over blocks, Gaussians over them, and the way back to the crop's side."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+AT_ONCE = 8  # faces; bounds the memory of intermediate results
+
+
+def in_parts(count: int, device: torch.device) -> Iterator[slice]:
+    """The faces that are worked on together: on a CPU one, which stays in the cache."""
+    step = 1 if device.type == "cpu" else AT_ONCE
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def block_for(side: int, fewest: int) -> int:

@@ -17,10 +17,9 @@ from ..geometry.resizing import resize
 from ..types import RestoreOptions
 from ..weights.registry import by_name, largest_face, sharpest_face, smallest_sharp_face
 from ..weights.store import download_folder
-from .small import SHARP_AT_ITS_SIZE, is_blocky, sharpness_at_its_size
+from .small import QUARTILE, SHARP_AT_ITS_SIZE, VISIBLE, is_blocky, sharpness_at_its_size
 
 _BLOCKS = 16  # along a side of the crop, in which detail is looked for
-_QUARTILE = 0.88  # lower quartile over mean of the energy of white noise in such blocks
 # rms in [0,1] of ``fine_detail`` above which a face is sharp: inputs reduced to 1.5 px of a 128-px crop show 0.0157
 # (median), to 2 px 0.0117. Restoring the former loses by every measure, the latter nearly breaks even.
 SHARP = 0.013
@@ -28,7 +27,6 @@ SHARP = 0.013
 _SHARP_SHARE = 0.085
 _NOISY = 4.0 / 255  # rms of even noise in a crop: sharp ones break even at 3.5 levels, with 5.5 they gain
 _LARGER = 1.25  # times the network's side from which size is the reason
-_VISIBLE = 0.002  # rms below which nobody sees detail, whatever its share
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def detail_and_noise(pixels: Tensor) -> tuple[Tensor, Tensor]:
     luma = small.mean(1, keepdim=True)
     energy = (luma - F.avg_pool2d(luma, 3, 1, 1, count_include_pad=False)).square()
     blocks = F.adaptive_avg_pool2d(energy, _BLOCKS).flatten(1)
-    noise = blocks.quantile(0.25, 1) / _QUARTILE
+    noise = blocks.quantile(0.25, 1) / QUARTILE
     return (blocks.mean(1) - noise).clamp(min=0).sqrt(), noise.sqrt()
 
 
@@ -77,7 +75,7 @@ def _is_sharp(pixels: Tensor, detail: Tensor) -> Tensor:
     side = pixels.shape[-1]
     middle = pixels[:, :, side // 5 : side * 7 // 8, side * 2 // 9 : side * 7 // 9].float().mean(1)
     contrast = middle.flatten(1).std(1)
-    return (detail > SHARP) | (detail > _SHARP_SHARE * contrast) & (detail > _VISIBLE)
+    return (detail > SHARP) | (detail > _SHARP_SHARE * contrast) & (detail > VISIBLE)
 
 
 def scales_of(matrices: Tensor) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.resizing import block_means
-from .bands import block_for, enlarged, low_pass
+from .bands import block_for, enlarged, in_parts, low_pass
 from .large import detail_and_noise
 
 _SEEN_AT = 128  # px of the side at which the input is looked at
@@ -40,9 +40,7 @@ def keep_shown(
     if not any(free):
         return restored
     out = restored
-    step = 1 if restored.device.type == "cpu" else 8  # one face stays in the cache
-    for start in range(0, len(restored), step):
-        some = slice(start, start + step)
+    for some in in_parts(len(restored), restored.device):
         if not any(free[some]):
             continue
         change = _change(restored[some], pixels[some], restored.new_tensor(free[some]))

@@ -16,12 +16,12 @@ from ..geometry.resizing import resize
 
 SHARP_AT_ITS_SIZE = 1.8  # ratio of the two bands: clean faces show 1.98 (median), those reduced to 1.5 px 1.67
 _BLOCKS = 8  # along a side
-_QUARTILE = 0.88  # lower quartile over mean of the energy of white noise in such blocks
+QUARTILE = 0.88  # lower quartile over mean of the energy of white noise in such blocks
 _SMOOTH = 16  # blocks that are looked at for noise
 _NOISY = 1.85  # ratio of the bands there, where noise of 15 levels shows 2.2 to 2.8 and clean skin 1.6
 _HEARD = 2.2 / 255  # rms of their fine band below which noise does not count
 _BLOCKY = 0.21  # of ``is_blocky``: clean pictures show up to 0.09, JPEG of quality 50 0.15 to 0.2, of 15 0.28 to 0.36
-_VISIBLE = 0.002  # rms of the fine band below which nobody sees detail
+VISIBLE = 0.002  # rms of the fine band below which nobody sees detail
 
 
 def sharpness_at_its_size(pixels: Tensor, scales: Sequence[float]) -> Tensor:
@@ -39,12 +39,12 @@ def _sharpness(crop: Tensor, size: int) -> Tensor:
     blocks = [F.adaptive_avg_pool2d(band, _BLOCKS).flatten() for band in (fine, next_band)]
     means = [band.mean() for band in blocks]
     # Noise lies in all blocks alike: without what the smoother quarter has of it, it does not pass for detail.
-    even = [(band.mean() - band.quantile(0.25) / _QUARTILE).clamp(min=1e-9) for band in blocks]
+    even = [(band.mean() - band.quantile(0.25) / QUARTILE).clamp(min=1e-9) for band in blocks]
     sharp = torch.minimum(_ratio(*means), _ratio(*even))
     smooth = blocks[0].argsort()[:_SMOOTH]
     noise, under = (band[smooth].mean() for band in blocks)
     noisy = (_ratio(noise, under) > _NOISY) & (noise.sqrt() > _HEARD)
-    return sharp.masked_fill(noisy | (means[0].sqrt() < _VISIBLE), 0)
+    return sharp.masked_fill(noisy | (means[0].sqrt() < VISIBLE), 0)
 
 
 def part_of(image: Tensor, matrix: Tensor, side: int) -> Tensor:

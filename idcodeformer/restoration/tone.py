@@ -9,11 +9,10 @@ from torch import Tensor
 from ..geometry.face_shape import crop_distance
 from ..geometry.resizing import block_means
 from ..types import GrayMode, RestoreOptions
-from .bands import block_for, enlarged, low_pass
+from .bands import AT_ONCE, block_for, enlarged, in_parts, low_pass
 from .shown import keep_shown
 from .toning import Toning, fit_toning, reduced
 
-_AT_ONCE = 8  # faces; bounds the memory of intermediate results
 _STAIN = 32  # the side of a crop over the sigma of chroma that is the print's, beside its tone
 _LOW_BAND = 8  # the side of a crop over the sigma of what counts as its colour
 _FEWEST = 64  # px of the side to which a crop is reduced for that
@@ -28,7 +27,7 @@ def is_monochrome(pixels: Tensor) -> Tensor:
     The reference asks for a small variance of the channel differences over the whole picture: a sepia photograph
     fails, a warm face in a gray scene passes. Here each face is asked; see ``toning``.
     """
-    parts = [_toning(some).monochrome for some in pixels.split(_AT_ONCE)]
+    parts = [_toning(some).monochrome for some in pixels.split(AT_ONCE)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=pixels.device)
 
 
@@ -63,8 +62,8 @@ def match_gray(
         return restored
     out = restored
     known = mode == "auto" and monochrome is not None and monochrome.device.type == "cpu"
-    for start in range(0, len(restored), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
+    for start in range(0, len(restored), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
         if known and not bool(monochrome[some].any()):  # type: ignore[index]
             continue
         matched = _match(restored[some], pixels[some], mode, contrast)
@@ -108,9 +107,11 @@ def match_tone(
         return match_gray(restored, pixels, options.gray, True, monochrome)
     if monochrome is None and options.gray == "auto":
         monochrome = is_monochrome(pixels)
-    gray = {"auto": monochrome, "force": torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)}
+    gray = monochrome if options.gray == "auto" else None
+    if options.gray == "force":
+        gray = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
     toned = match_low_band(match_gray(restored, pixels, options.gray, False, monochrome), pixels)
-    return keep_shown(toned, pixels, [options.w] * len(pixels) if ws is None else ws, gray.get(options.gray))
+    return keep_shown(toned, pixels, [options.w] * len(pixels) if ws is None else ws, gray)
 
 
 def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
@@ -130,9 +131,7 @@ def match_low_band(restored: Tensor, pixels: Tensor) -> Tensor:
     sigma = side / block / _LOW_BAND
     weights = [low_pass(mask, sigma).clamp(min=1e-6) for mask in (inside, around)]
     out = torch.empty_like(restored)
-    step = 1 if restored.device.type == "cpu" else _AT_ONCE  # one face stays in the cache
-    for start in range(0, len(restored), step):
-        some = slice(start, start + step)
+    for some in in_parts(len(restored), restored.device):
         missing = block_means(pixels[some], block) - block_means(restored[some], block)
         of_face, of_rest = (low_pass(missing * m, sigma) / w for m, w in zip((inside, around), weights))
         apart, rest = enlarged(torch.stack([of_face - of_rest, of_rest]), block)

@@ -19,10 +19,15 @@ def check_crops(pixels: Tensor, size: int) -> None:
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
         given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise BadImage(f"Crops are {given}; this network takes [N,3,{size},{size}]. Align with size={size}.")
-    if pixels.dtype == torch.uint8:
-        raise BadImage("Crops are uint8; convert them to float and divide by 255.")
+    check_floats(pixels)
     if pixels.device.type == "cpu":  # on a GPU looking at values would make the host wait
         check_images(pixels)
+
+
+def check_floats(pixels: Tensor) -> None:
+    """Raises BadImage for crops of whole numbers."""
+    if not pixels.is_floating_point():
+        raise BadImage(f"Crops are {pixels.dtype}; convert them to float and divide by 255.")
 
 
 def check_images(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
