@@ -22,7 +22,8 @@ from idcodeformer.guidance import descent, fidelity, gate, judging
 from idcodeformer.guidance.fidelity import lowest_fidelity
 from idcodeformer.guidance.optimise import guide
 from idcodeformer.guidance.options import GuidanceOptions
-from idcodeformer.identity.known import known_people
+from idcodeformer.guidance.restoring import FaceWork
+from idcodeformer.identity.known import Known, known_people
 from idcodeformer.identity.people import People, Person, save_people
 from idcodeformer.identity.recogniser import IdentityRecogniser, load_recogniser
 from idcodeformer.networks.codeformer import CodeState
@@ -151,6 +152,22 @@ def test_who_judges_need_not_guide_and_a_file_of_people_knows_one(restorer, eye,
         pipeline.restore_aligned(pixels[:1], PLAIN, references=judge(pixels), people=both)
     with pytest.raises(BadOption, match="different people"):
         known_people(None, [both[0], gallery(eye(pixels).vectors[:1], eye, "Bob")], None, [])
+
+
+def test_the_guide_names_where_it_guides_else_the_judge_who_knows_the_people(eye, pixels) -> None:
+    judge = tiny_eye(6, "judge")
+    by = {r.name: gallery(r(pixels).vectors[:1], r, "Ann") for r in (judge, eye)}
+
+    def naming(steps: int, *known: str, recogniser: IdentityRecogniser | None = judge) -> str:
+        people = Known(tuple(by[name] for name in known), shared=False)
+        namer, found = FaceWork(PLAIN, people, GuidanceOptions(steps=steps), recogniser, eye).namer
+        assert found is by[namer.name]
+        return namer.name
+
+    assert naming(2, "judge", "tiny") == "tiny"
+    assert naming(0, "judge", "tiny") == "judge"
+    assert naming(0, "tiny") == "tiny"  # whom the judge does not know
+    assert naming(0, "tiny", recogniser=None) == "tiny"
 
 
 # ---------------------------------------------------------------- fidelity by target

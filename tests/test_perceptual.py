@@ -150,6 +150,8 @@ def test_lpips_vgg_takes_thirteen_convolutions_in_order(tmp_path: Path) -> None:
     assert isinstance(net, LPIPSVgg)
     values = [float(c.weight.detach()[0, 0, 0, 0]) * 1000 for c in net.convolutions()]
     assert [round(v) for v in values] == list(numbers)
+    maps = net.features(pictures()[0][..., :64, :64])
+    assert [tuple(each.shape[1:]) for each in maps] == [(w, 64 >> n, 64 >> n) for n, w in enumerate(HEADS["vgg"])]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

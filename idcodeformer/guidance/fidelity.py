@@ -59,13 +59,15 @@ def lowest_fidelity(
     if not hasattr(restorer, "decode"):
         raise BadOption("An identity target needs a CodeFormer; this restorer has no fidelity. Choose a target of 0.")
     out, w = torch.empty_like(pixels), torch.ones(len(pixels))
-    likeness, reached = [0.0] * len(pixels), [False] * len(pixels)
+    likeness: list[float] = []
+    reached: list[bool] = []
 
     def step(start: int, stop: int) -> None:
         search = _Search(restorer, pixels[start:stop], people[start:stop], recogniser, options)
         search.run()
         out[start:stop], w[start:stop] = search.best, search.w
-        likeness[start:stop], reached[start:stop] = search.likeness, search.reached
+        likeness.extend(search.likeness)  # batches end in their order; one that fell short of memory added nothing
+        reached.extend(search.reached)
 
     batch = options.batch_size or faces_per_batch(restorer.config, restorer.device)
     in_batches(len(pixels), batch, step, progress)

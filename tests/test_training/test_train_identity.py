@@ -20,11 +20,13 @@ class Listener(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.seen: list[torch.Tensor] = []
         self.types: list[torch.dtype] = []
+        self.rounds: list[tuple[bool, bool]] = []  # whether CUDA might round convolutions and products
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.append(x.detach())
         out = self.norm(self.layer(x.flatten(1)))
         self.types.append(out.dtype)
+        self.rounds.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
         return out
 
 
@@ -99,6 +101,14 @@ def test_recogniser_runs_in_fp32_whatever_surrounds_it(listener):
         assert F.linear(a, torch.zeros(1, 64)).dtype == torch.bfloat16  # autocast is on out here
     assert torch.equal(plain, mixed) and set(listener.types) == {torch.float32}
     assert loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+def test_recogniser_does_not_round_to_tf32_where_the_training_does(listener, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    IdentityLoss([listener])(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    assert set(listener.rounds) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32  # put back
 
 
 def test_a_face_weighs_what_its_input_still_shows(listener):
