@@ -2,28 +2,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .compositing.blend import paste
-from .compositing.grain import add_grain, is_screened, surroundings
+from .compositing.grain import give_grain
 from .detection.selection import Selection, select
 from .errors import BadImage, BadOption
 from .files.pixels import floats
-from .geometry.alignment import align
+from .geometry.alignment import align_on, runs_of
 from .guidance.options import GuidanceOptions
 from .guidance.restoring import FaceWork, RestoredCrops
 from .identity.known import Galleries, Known, References, known_people
 from .identity.recogniser import IdentityRecogniser, cosine
 from .report import Scores, face_line, report_lines
-from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail
+from .restoration.large import LargeFace, fitted, judge_large, scales_of, under_own_detail, without_left
 from .restoration.small import part_of
 from .restoration.tone import is_monochrome, match_tone
 from .runtime.validation import check_floats, check_images
 from .types import (
-    Crops,
     DetectOptions,
     Detector,
     Face,
@@ -34,11 +33,7 @@ from .types import (
     RestoreOptions,
     Restorer,
     Upscaler,
-    empty_crops,
 )
-
-_ALIGN_PIXELS = 1 << 25  # px of pictures on the device at once while they are aligned; 16 frames of 1080p
-_FACES_HELD = 64  # crops that stay on the restorer's device between the steps; more wait where the pictures are
 
 
 class FacePipeline:
@@ -107,14 +102,14 @@ class FacePipeline:
         work = self._work(options, guidance, references, people)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
-        crops = self._align(batch, [c.faces for c in chosen], options)
+        crops = align_on(self._device(batch), batch, [c.faces for c in chosen], self.restorer.size, options.border)
         where = crops.image_index.tolist()
         large = judge_large(
             crops.pixels, scales_of(crops.matrices), options,
             lambda n: part_of(batch[where[n]], crops.matrices[n], crops.size),
         )  # fmt: skip
         work = replace(work, w=_each_w(fidelities, faces, large))
-        crops, chosen, large = _without_left(crops, chosen, large)
+        crops, chosen, large = without_left(crops, chosen, large)
         gray = _monochrome(crops.pixels, options)
         pixels, done = self._restored(crops.pixels, crops.image_index, work, progress, gray)
         after = crops.with_pixels(pixels)
@@ -170,7 +165,7 @@ class FacePipeline:
             if line.status == "skipped":
                 out[number] = crops[number]
             elif large is None:  # what keeps its own detail keeps its grain
-                _give_grain(out[number], crops[number], number, options, gray)
+                give_grain(out[number], crops[number], number, options, gray)
             told = large.reason if large is not None and line.status == "restored" else line.reason or "aligned input"
             lines.append(replace(line, reason=told))
         return out if large is None else under_own_detail(pixels, crops, out), tuple(lines)
@@ -189,7 +184,7 @@ class FacePipeline:
         found: list[Faces] = []
         options = replace(options or DetectOptions(), doubtful=True)  # for the report; ``select`` drops them
         levels = getattr(self.detector, "takes_levels", False)
-        for start, stop in _chunks(images):
+        for start, stop in runs_of(images):
             found += self.detector([image if levels else floats(image) for image in images[start:stop]], options)
             if progress:
                 progress(stop, len(images), "detecting")
@@ -232,23 +227,6 @@ class FacePipeline:
     def _device(self, images: list[Tensor]) -> torch.device:
         """Where crops are made and pasted: the restorer's device, where it says which."""
         return getattr(self.restorer, "device", images[0].device if images else torch.device("cpu"))
-
-    def _align(self, images: list[Tensor], faces: list[Faces], options: RestoreOptions) -> Crops:
-        """All crops, made on the restorer's device; the pictures visit it a few at a time."""
-        device = self._device(images)
-        held = device if sum(map(len, faces)) <= _FACES_HELD else images[0].device
-        sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
-        parts: list[Crops] = []
-        for start, stop in _chunks(images):
-            if any(faces[start:stop]):
-                here = [image.to(device) for image in images[start:stop]]
-                part = align(here, faces[start:stop], self.restorer.size, options.border)
-                pixels = part.pixels.clamp_(0, 1).to(held)
-                parts.append(Crops(pixels, part.matrices.cpu(), part.image_index.cpu() + start, sizes))
-        if len(parts) < 2:
-            return parts[0] if parts else empty_crops(self.restorer.size, sizes, device)
-        joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("pixels", "matrices", "image_index"))
-        return Crops(*joined, sizes)
 
     def _work(
         self,
@@ -322,18 +300,6 @@ def _monochrome(pixels: Tensor, options: RestoreOptions) -> Tensor | None:
     return is_monochrome(pixels) if "auto" in (options.gray, options.grain) else None
 
 
-def _give_grain(
-    restored: Tensor, before: Tensor, number: int, options: RestoreOptions, gray: Tensor | None
-) -> None:
-    """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
-    if options.grain == "off":
-        return
-    whole = (0, 0, before.shape[-1], before.shape[-2])
-    colour = float(options.grain == "auto" and gray is not None and not bool(gray[number]))
-    if not colour or bool(is_screened(before, whole)):
-        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)
-
-
 def _check_counts(images: int, faces: Sequence | None, masks: Sequence | None) -> None:
     for name, given in (("lists of faces", faces), ("masks", masks)):
         if given is not None and len(given) != images:
@@ -351,37 +317,3 @@ def _each_w(
         raise BadOption(f"{here} fidelities for {there} faces; give one for each of faces=, image by image.")
     w = torch.tensor([value for each in fidelities for value in each], dtype=torch.float32)
     return w[[n for n, face in enumerate(large) if face is None or face.kept]]
-
-
-def _without_left(
-    crops: Crops, chosen: list[Selection], large: list[LargeFace | None]
-) -> tuple[Crops, list[Selection], list[LargeFace | None]]:
-    """What is restored at all: large faces that stay as they were go over to those that were not chosen."""
-    left = {n for n, face in enumerate(large) if face is not None and not face.kept}
-    if not left:
-        return crops, chosen, large
-    selections, first = [], 0
-    for selection in chosen:
-        rest = [n for n in range(len(selection.faces)) if first + n not in left]
-        dropped = dict(selection.dropped)
-        for n, number in enumerate(selection.indices):
-            if n not in rest:
-                dropped[number] = large[first + n].reason  # type: ignore[union-attr]
-        faces, indices = (tuple(part[n] for n in rest) for part in (selection.faces, selection.indices))
-        selections.append(Selection(faces, indices, tuple(sorted(dropped.items()))))
-        first += len(selection.faces)
-    places = [n for n in range(len(large)) if n not in left]
-    return crops.only(places), selections, [large[n] for n in places]
-
-
-def _chunks(images: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of runs of images that together stay under a bound of pixels, each at least one image."""
-    start, held = 0, 0
-    for number, image in enumerate(images):
-        size = image.shape[-2] * image.shape[-1]
-        if held and held + size > _ALIGN_PIXELS:
-            yield start, number
-            start, held = number, 0
-        held += size
-    if held:
-        yield start, len(images)

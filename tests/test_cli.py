@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from idcodeformer.cli import main, normalise
-from idcodeformer.cli.restore import plan_targets
+from idcodeformer.cli.targets import plan_targets
 
 Run = Callable[..., int]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import idcodeformer
-from idcodeformer import pipeline as pipeline_module
 from idcodeformer.errors import BadImage, BadOption
+from idcodeformer.geometry import alignment
 from idcodeformer.geometry.templates import ffhq_template
 from idcodeformer.identity.recogniser import IdentityRecogniser
 from idcodeformer.networks.codeformer import CodeFormer, CodeFormerConfig
@@ -276,8 +276,8 @@ def test_chunks_of_pictures_do_not_change_the_result(monkeypatch):
     images = [SMALL, EMPTY, LARGE, SMALL]
     run = FacePipeline(Invert(), Given(FACES))
     whole = run(images)
-    monkeypatch.setattr(pipeline_module, "_ALIGN_PIXELS", 8000)
-    monkeypatch.setattr(pipeline_module, "_FACES_HELD", 2)
+    monkeypatch.setattr(alignment, "_ALIGN_PIXELS", 8000)
+    monkeypatch.setattr(alignment, "_FACES_HELD", 2)
     parts = run(images)
     for a, b in zip(whole.images + whole.masks, parts.images + parts.masks):
         assert torch.equal(a, b)

@@ -100,7 +100,7 @@ def _duration(seconds: float) -> str:
 def settings_of(args: argparse.Namespace) -> Any:
     """The arguments as settings. Raises BadOption."""
     from ..bulk import BulkSettings
-    from .restore import detect_options_of
+    from .settings import detect_options_of
 
     options = RestoreOptions(w=args.w, upscale=args.upscale, strength=args.strength, gray=args.gray, colour=args.colour,
                              min_identity=args.min_identity, batch_size=args.batch_size)  # fmt: skip

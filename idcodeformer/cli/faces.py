@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def run_detect(args: argparse.Namespace) -> int:
     """Print the faces of every picture; exit code 1 where a file could not be read."""
     from ..detection import load_detector
-    from .restore import check_report, detect_options_of, named, plan_targets, write_json
+    from .reports import check_report, write_json
+    from .settings import detect_options_of, named
+    from .targets import plan_targets
 
     options = detect_options_of(args)
     listed = look_through(named(args), args.recursive)
@@ -115,7 +117,8 @@ def run_score(args: argparse.Namespace) -> int:
     from ..batch.models import embed_person
     from ..detection import load_detector
     from ..identity.recogniser import load_recogniser
-    from .restore import check_report, detect_options_of, write_json
+    from .reports import check_report, write_json
+    from .settings import detect_options_of
 
     if not -1 <= args.threshold <= 1:
         raise BadOption(f"--threshold is {args.threshold:g}; a cosine lies between -1 and 1.")

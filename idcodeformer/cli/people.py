@@ -12,7 +12,7 @@ def run_people(args: argparse.Namespace) -> int:
     """Print the people and every doubtful photo; the exit code is 0, as a gallery without those photos is whole."""
     from ..detection import load_detector
     from ..identity.recogniser import load_recogniser
-    from .restore import check_report, write_json
+    from .reports import check_report, write_json
 
     check_report(args)
     recogniser = load_recogniser(args.recogniser, args.device)

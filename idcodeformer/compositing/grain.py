@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..files.pixels import floats
 from ..restoration.tone import luminance
+from ..types import RestoreOptions
 from .plan import Box, Group, around, joined
 
 _BLOCK = 16  # px; periods up to a third of that are told apart
@@ -245,3 +246,15 @@ def _white(side: int, seed: int, device: torch.device) -> Tensor:
     uniform = ((bits ^ (bits >> 16)).float() + 0.5) / 2**32
     first, second = uniform.view(2, side, side)
     return (-2 * first.clamp(1e-9, 1).log()).sqrt() * (2 * torch.pi * second).cos()
+
+
+def give_grain(
+    restored: Tensor, before: Tensor, number: int, options: RestoreOptions, gray: Tensor | None
+) -> None:
+    """Put the grain of an aligned crop ``before`` [3,S,S] into ``restored`` [3,S,S], where ``options`` ask for it."""
+    if options.grain == "off":
+        return
+    whole = (0, 0, before.shape[-1], before.shape[-2])
+    colour = float(options.grain == "auto" and gray is not None and not bool(gray[number]))
+    if not colour or bool(is_screened(before, whole)):
+        add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)

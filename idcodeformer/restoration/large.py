@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..detection.selection import Selection
 from ..geometry.resizing import resize
-from ..types import RestoreOptions
+from ..types import Crops, RestoreOptions
 from ..weights.registry import by_name, largest_face, sharpest_face, smallest_sharp_face
 from ..weights.store import download_folder
 from .small import QUARTILE, SHARP_AT_ITS_SIZE, VISIBLE, is_blocky, sharpness_at_its_size
@@ -148,6 +149,27 @@ def judge_track(detail: float, scale: float, side: int, options: RestoreOptions)
     if mode == "restore" or scale <= _limit(side, mode) or (mode == "auto" and detail <= SHARP):
         return None
     return LargeFace(mode == "keep", _reason(round(scale * side), side, mode))
+
+
+def without_left(
+    crops: Crops, chosen: list[Selection], large: list[LargeFace | None]
+) -> tuple[Crops, list[Selection], list[LargeFace | None]]:
+    """What is restored at all: large faces that stay as they were go over to those that were not chosen."""
+    left = {n for n, face in enumerate(large) if face is not None and not face.kept}
+    if not left:
+        return crops, chosen, large
+    selections, first = [], 0
+    for selection in chosen:
+        rest = [n for n in range(len(selection.faces)) if first + n not in left]
+        dropped = dict(selection.dropped)
+        for n, number in enumerate(selection.indices):
+            if n not in rest:
+                dropped[number] = large[first + n].reason  # type: ignore[union-attr]
+        faces, indices = (tuple(part[n] for n in rest) for part in (selection.faces, selection.indices))
+        selections.append(Selection(faces, indices, tuple(sorted(dropped.items()))))
+        first += len(selection.faces)
+    places = [n for n in range(len(large)) if n not in left]
+    return crops.only(places), selections, [large[n] for n in places]
 
 
 def _limit(side: int, mode: str) -> float:
