@@ -23,6 +23,7 @@ from .restoration.small import part_of
 from .restoration.tone import is_monochrome, match_tone
 from .runtime.validation import check_floats, check_images
 from .types import (
+    Crops,
     DetectOptions,
     Detector,
     Face,
@@ -102,7 +103,7 @@ class FacePipeline:
         work = self._work(options, guidance, references, people)
         found = self._find(batch, faces, detect_options, progress)
         chosen = self._choose(batch, found, faces, detect_options, masks, work.known)
-        crops = align_on(self._device(batch), batch, [c.faces for c in chosen], self.restorer.size, options.border)
+        crops = self._align(batch, [c.faces for c in chosen], options)
         where = crops.image_index.tolist()
         large = judge_large(
             crops.pixels, scales_of(crops.matrices), options,
@@ -227,6 +228,9 @@ class FacePipeline:
     def _device(self, images: list[Tensor]) -> torch.device:
         """Where crops are made and pasted: the restorer's device, where it says which."""
         return getattr(self.restorer, "device", images[0].device if images else torch.device("cpu"))
+
+    def _align(self, images: list[Tensor], faces: list[Faces], options: RestoreOptions) -> Crops:
+        return align_on(self._device(images), images, faces, self.restorer.size, options.border)
 
     def _work(
         self,

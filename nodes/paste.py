@@ -96,9 +96,9 @@ def _pasted(frames: convert.Frames, given: Any, crops: list[Tensor], options: Re
 def _square(crop: Any) -> list[Tensor]:
     """[3,S,S] of every frame. Raises BadImage for what is not square, or too small to show a face."""
     frames = convert.frames_of(crop, "crops")
-    if frames.size[0] != frames.size[1]:
-        raise BadImage(f"A crop has {frames.size[1]}x{frames.size[0]} px; crops are square, as from Detect Faces.")
-    if frames.size[0] < SMALLEST_CROP:
-        least = f"{SMALLEST_CROP}x{SMALLEST_CROP}"
-        raise BadImage(f"A crop has {frames.size[1]}x{frames.size[0]} px; crops have at least {least}.")
+    high, wide = frames.size
+    if high != wide:
+        raise BadImage(f"A crop has {wide}x{high} px; crops are square, as from Detect Faces.")
+    if high < SMALLEST_CROP:
+        raise BadImage(f"A crop has {wide}x{high} px; crops have at least {SMALLEST_CROP}x{SMALLEST_CROP}.")
     return list(frames.part(0, len(frames)))

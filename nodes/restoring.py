@@ -164,9 +164,10 @@ def _references(
 
 def _resized(frames: convert.Frames, side: int) -> convert.Frames:
     """Aligned faces in the size of the network. Raises BadImage for what is too small to be a face."""
-    if min(frames.size) < SMALLEST_CROP:
+    high, wide = frames.size
+    if min(high, wide) < SMALLEST_CROP:
         least = f"{SMALLEST_CROP}x{SMALLEST_CROP}"
-        raise BadImage(f"The image has {frames.size[1]}x{frames.size[0]} px; an aligned face has at least {least}.")
+        raise BadImage(f"The image has {wide}x{high} px; an aligned face has at least {least}.")
     out = torch.empty(len(frames), side, side, 3 + frames.extras, device=host.output_device())
     for start, stop in frames.chunks():
         planes = torch.cat([frames.part(start, stop), frames.extra(start, stop).movedim(-1, 1)], 1)

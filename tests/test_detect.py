@@ -1,6 +1,7 @@
 """Finding faces: the reference's decoding, exact mapping to the picture, tiny faces, odd pictures."""
 from __future__ import annotations
 
+import math
 import os
 import sys
 import types
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou, nms
 
-from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector
+from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector, scrfd
 from idcodeformer.detection.landmarks import MIRRORED, SIDE, face_size, settle, vote
 from idcodeformer.detection.outside import as_bytes
 from idcodeformer.detection.retinaface import NMS_THRESHOLD, _merge, decode, priors
@@ -346,6 +347,7 @@ class FakeSCRFD:
 
     def detect(self, pixels: np.ndarray, input_size: object = None) -> tuple[np.ndarray, np.ndarray]:
         assert pixels.dtype == np.uint8 and pixels.flags["C_CONTIGUOUS"]
+        self.sizes = [*getattr(self, "sizes", []), input_size]
         self.blue = getattr(self, "blue", int(pixels[0, 0, 0]))
         side = len(pixels)
         faces = [[1, 2, 6, 7, 0.6], [13, 4, 30, 40, 0.95]] if side == 20 else [[0, 0, side, side, 0.9]]
@@ -355,23 +357,65 @@ class FakeSCRFD:
         return rows, rows[:, None, :2] + template * (rows[:, None, 2:4] - rows[:, None, :2])
 
 
-def test_scrfd_goes_through_insightface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model, asked = FakeSCRFD(), {}
-    zoo = types.ModuleType("insightface.model_zoo")
-    zoo.get_model = lambda path, **options: asked.update(path=path, **options) or model
-    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
-    monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
+@pytest.fixture
+def insightface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Stands in for the package: ``insightface(model)`` is what it makes of every file, and was asked ``asked``."""
     file = tmp_path / "det_10g.onnx"
     file.write_bytes(b"onnx")
+
+    def stand_in(model: object) -> tuple[Path, dict]:
+        asked: dict = {}
+        zoo = types.ModuleType("insightface.model_zoo")
+        zoo.get_model = lambda path, **options: asked.update(path=path, **options) or model  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+        monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
+        return file, asked
+
+    return stand_in
+
+
+def test_scrfd_goes_through_insightface(insightface) -> None:
+    model = FakeSCRFD()
+    file, asked = insightface(model)
     detector = load_detector(file, "cpu")
     assert isinstance(detector, SCRFDDetector) and asked["path"] == str(file)
-    assert asked["providers"] == ["CPUExecutionProvider"] and model.ctx_id == -1
     image = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 20, 30)
     faces = detector([image, image], DetectOptions(confidence=0.5))
     assert model.blue == 255 and len(faces) == 2
     assert [face.score for face in faces[0]] == pytest.approx([0.95, 0.6])
     assert faces[0][0].box.tolist() == [13, 4, 30, 40] and not faces[0][0].doubt
     assert len(detector([image], DetectOptions(confidence=0.9))[0]) == 1
+
+
+@pytest.mark.parametrize("device, number", [("cpu", -1), ("cuda", 0), ("cuda:1", 1)])
+def test_scrfd_is_prepared_for_its_device(insightface, monkeypatch, device: str, number: int) -> None:
+    model = FakeSCRFD()
+    file, asked = insightface(model)
+    monkeypatch.setattr(scrfd, "resolve_device", torch.device)  # there need be no such card
+    SCRFDDetector(file, device, side=320)
+    assert asked["providers"] == ["CUDAExecutionProvider"] * (device != "cpu") + ["CPUExecutionProvider"]
+    assert model.ctx_id == number and model.options == {"input_size": (320, 320), "det_thresh": 0.5}
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_scrfd_sees_pictures_in_its_working_size_and_crops_in_their_own(insightface, fixed: bool) -> None:
+    """Unless its file has one size for all."""
+    model = FakeSCRFD()
+    if fixed:
+        model.session = types.SimpleNamespace(get_inputs=lambda: [types.SimpleNamespace(shape=[1, 3, 640, 640])])
+    SCRFDDetector(insightface(model)[0], "cpu")([torch.rand(3, 20, 30)])
+    assert model.sizes[0] is None and len(model.sizes) > 1
+    assert set(model.sizes[1:]) == ({None} if fixed else {(SIDE, SIDE)})
+
+
+def test_scrfd_without_landmarks_or_without_a_file_is_a_sentence(insightface, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = insightface(FakeSCRFD())
+    monkeypatch.setattr(FakeSCRFD, "detect", lambda *_, **__: (np.zeros((0, 5), np.float32), None))
+    with pytest.raises(UnsupportedWeights, match="gives no landmarks"):
+        SCRFDDetector(file, "cpu")([torch.zeros(3, 64, 64)])
+    file.unlink()
+    with pytest.raises(MissingWeights, match="is not there; put det_10g.onnx"):
+        SCRFDDetector(file, "cpu")
 
 
 def test_scrfd_without_insightface_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -382,14 +426,10 @@ def test_scrfd_without_insightface_says_what_to_install(monkeypatch: pytest.Monk
         load_detector("scrfd", "cpu", folders=[tmp_path])
 
 
-def test_a_file_that_is_no_detector_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    zoo = types.ModuleType("insightface.model_zoo")
-    zoo.get_model = lambda path, **options: None
-    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
-    monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
-    (tmp_path / "w600k_r50.onnx").write_bytes(b"onnx")
-    with pytest.raises(UnsupportedWeights, match="not an insightface detector"):
-        SCRFDDetector(tmp_path / "w600k_r50.onnx", "cpu")
+@pytest.mark.parametrize("made", [None, object()])
+def test_a_file_that_is_no_detector_is_refused(insightface, made: object) -> None:
+    with pytest.raises(UnsupportedWeights, match="det_10g.onnx is not an insightface detector"):
+        SCRFDDetector(insightface(made)[0], "cpu")
 
 
 def test_looking_again_at_known_faces_moves_their_landmarks_alone(detector: RetinaFaceDetector, group: Tensor) -> None:
@@ -460,6 +500,7 @@ def test_the_tiles_of_the_second_look_cover_the_picture_and_overlap(size: tuple[
         assert all(count <= 1024 for _, count in starts)
         assert spans[0][0] == 0 and spans[-1][1] == length
         assert all(one[1] - other[0] >= 255 for one, other in zip(spans, spans[1:]))
+        assert len(spans) == max(1, math.ceil((length - 256) / (1024 - 256)))  # as few as fit
 
 
 def row(tile: float, score: float, *box: float) -> Tensor:

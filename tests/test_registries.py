@@ -260,3 +260,12 @@ def test_a_broken_yunet_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "y.onnx").write_bytes(b"obj_32 kps_32")
     with pytest.raises(UnsupportedWeights, match="no YuNet that OpenCV"):
         load_detector(tmp_path / "y.onnx", "cpu")
+
+
+def test_findings_that_do_not_belong_together_are_no_faces(yunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score without a box is a fault of the runtime; no face is left out for it in silence."""
+    detector = YuNetDetector(yunet, steady=False)
+    odd = np.zeros((2, 4), np.float32), np.zeros((2, 5, 2), np.float32), np.ones(1, np.float32)
+    monkeypatch.setattr(detector, "find", lambda *_, **__: odd)
+    with pytest.raises(ValueError):
+        detector([torch.zeros(3, 64, 64)])

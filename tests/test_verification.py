@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from idcodeformer.detection import RetinaFaceDetector, load_detector, select
+from idcodeformer.detection import RetinaFaceDetector, load_detector, select, verification
 from idcodeformer.detection.verification import (
     Trust,
     _doubt,
     _look_turned,
     _quarters,
     _turned_squares,
+    confirmed,
     residual,
     verify,
 )
@@ -150,6 +151,26 @@ def test_of_findings_that_share_their_middle_the_best_stays_and_neighbours_both(
     everything = (first, again, larger, beside)
     found = verify(seen_everywhere, [torch.zeros(3, 140, 140)], [everything], CPU, DetectOptions(), trust)[0]
     assert [face.score for face in found] == [0.97, 0.8]
+
+
+def test_what_is_not_clearly_seen_is_looked_at_closely_and_the_better_view_stays(monkeypatch) -> None:
+    faces = (placed(0, 0, 40, 0.9), placed(50, 0, 40, 0.9), placed(0, 50, 40, 0.9))
+    asked: list[list[float]] = []
+
+    def settle(see, images, points, index, device):
+        return points.clone(), torch.tensor([0.95, 0.3, 0.89])  # clear from 0.9 on
+
+    def closer(see, images, boxes, index, device):
+        asked.append(boxes[:, :2].flatten().tolist())
+        odd = torch.full((2, 5, 2), 7.0)
+        return odd, torch.tensor([0.99, 0.2]), torch.tensor([0.01, 0.01])
+
+    monkeypatch.setattr(verification, "settle", settle)
+    monkeypatch.setattr(verification, "_look_closely", closer)
+    (found,) = confirmed(seen_everywhere, [torch.zeros(3, 99, 99)], [faces], CPU, Trust(0.9, 0.6))
+    assert asked == [[50, 0, 0, 50]]
+    assert found[1].landmarks.eq(7).all() and found[1].doubt == ""  # seen better so
+    assert torch.equal(found[2].landmarks, faces[2].landmarks) and torch.equal(found[0].landmarks, faces[0].landmarks)
 
 
 @pytest.mark.parametrize("side", [384, 60])

@@ -164,3 +164,11 @@ def test_scores_come_along_and_stay_probabilities(pack):
     for given, wanted in (({}, 1.0), ({"score": 0.4}, 0.4), ({"score": 7}, 1.0), ({"score": -1}, 0.0)):
         ((corners, score),) = layouts.boxes_of({**box, **given}, frames)[0]
         assert corners.tolist() == [10, 20, 40, 60] and score == pytest.approx(wanted)
+
+
+def test_a_box_of_segs_may_hold_more_than_four_numbers(pack):
+    """Detectors of other packs leave score and class behind the corners."""
+    layouts, frames = pack.sub("layouts"), pack.sub("convert").frames_of(torch.zeros(1, 100, 120, 3))
+    one = SEG(None, None, 0.7, [0, 0, 90, 90], np.array([10, 20, 40, 60, 0.9, 3]), "face")
+    ((corners, score),) = layouts.boxes_of(((100, 120), [one]), frames)[0]
+    assert corners.tolist() == [10, 20, 40, 60] and score == pytest.approx(0.7)

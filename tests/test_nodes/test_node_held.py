@@ -19,7 +19,6 @@ def calls(pack, model, run, portrait, monkeypatch):
     run("RestoreFaces", model=model, image=torch.zeros_like(portrait))  # imports all that is patched here
     seen: Counter = Counter()
     engine = module(pack, "restoration.engine.execution").StripEngine
-    pipeline = module(pack, "pipeline")
     retina = module(pack, "detection").RetinaFaceDetector
     recogniser = module(pack, "identity.recogniser").IdentityRecogniser
 
@@ -35,7 +34,7 @@ def calls(pack, model, run, portrait, monkeypatch):
     counted(engine, "encode", "encode")
     counted(engine, "decode", "decode")
     counted(module(pack, "networks.codeformer").CodeFormer, "predict", "transformer")
-    counted(pipeline, "align", "align")
+    counted(module(pack, "geometry.alignment"), "align", "align")
     counted(retina, "__call__", "detect")
     counted(recogniser, "__call__", "embed")
     return seen
@@ -119,6 +118,18 @@ def test_frames_of_a_clip_are_held_one_by_one(run, model, portrait, grey, calls)
     calls.clear()
     run("RestoreFaces", model=model, image=torch.cat([frames, portrait * 0.9]))
     assert calls["encode"] == calls["align"] == 1
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_crops_of_many_bytes_are_made_again(pack, run, model, portrait, found, calls, monkeypatch, spare):
+    """A crop is three planes of four bytes; what is just allowed is held, a byte more is not."""
+    holding, faces = pack.sub("holding"), found(portrait)
+    size = 64  # px of the crops of ``model``
+    monkeypatch.setattr(holding, "_MOST_CROPS", 3 * 4 * size * size * len(faces.faces[0]) + spare)
+    run("RestoreFaces", model=model, image=portrait, faces=faces)
+    calls.clear()
+    run("RestoreFaces", model=model, image=portrait, faces=faces, fidelity=0.1)
+    assert calls["align"] == (1 if spare else 0)
 
 
 def test_two_nodes_of_one_model_share_what_is_held(pack, run, model, portrait, calls):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from training.checkpoint import read_checkpoint
 from training.config import ConfigError, load_config
 from training.data.dataset import PairDataset, collate
-from training.stages import FROZEN, build_stage
+from training.stages import FROZEN, build_stage, recogniser
 
 LOSSES = {
     "distil": {"distil", "relation"},
@@ -268,3 +269,46 @@ def test_the_anchor_holds_the_picture_beyond_the_face_to_that_of_a_frozen_networ
     stage(batch, 0)["total"].backward()
     assert not stage.anchor.training and all(p.grad is None for p in stage.anchor.parameters())
     assert all(p.grad is not None for p in stage.net.encoder.parameters())
+
+
+DRAWN = {"degraded": 0, "across": 1, "down": 2, "scale": 3, "turn": 4, "blend": 5, "mix": 6}  # rows of what is drawn
+
+
+def test_views_of_a_recogniser_shift_scale_and_turn_as_far_as_told(base, faces, arguments, monkeypatch):
+    """Two dots of the crop, seen at the end of what may be drawn; 0.1 of half a side of 112 px is 5.6 px."""
+    words = [f"data.roots=[{faces}]", *arguments["distil"], "recogniser.shift=0.1", "recogniser.degrade=0.5"]
+    stage = build_stage(load_config(base, words))
+    y, x = torch.meshgrid(torch.arange(112.0), torch.arange(112.0), indexing="ij")
+    dots = torch.stack([torch.exp(-((x - 30) ** 2 + (y - 55.5) ** 2) / 18),
+                        torch.exp(-((x - 55.5) ** 2 + (y - 80) ** 2) / 18), torch.zeros(112, 112)])  # fmt: skip
+    monkeypatch.setattr(recogniser, "arcface_crop", lambda image: image)
+    black = torch.zeros(2, 112, 112, 3, dtype=torch.uint8)
+    crops = dots.mul(255).byte().permute(1, 2, 0)[None].repeat(2, 1, 1, 1)
+    crops[1] = 0
+
+    def viewed(**rows: float) -> torch.Tensor:
+        drawn = torch.full((7, 2), 0.5)
+        for name, value in rows.items():
+            drawn[DRAWN[name]] = value
+        monkeypatch.setattr(recogniser, "uniform", lambda positions, seed, name, count: drawn)
+        batch = {"truth": crops, "degraded": black, "position": torch.arange(2)}
+        return stage._views({k: v.permute(0, 3, 1, 2) if k != "position" else v for k, v in batch.items()}) / 2 + 0.5
+
+    def places(**rows: float) -> list[tuple[float, float]]:
+        first = viewed(mix=1.0, **rows)[0]
+        return [(float((d * x).sum() / d.sum()), float((d * y).sum() / d.sum())) for d in first[:2]]
+
+    def near(found, *wanted) -> None:
+        assert [round(v, 1) for place in found for v in place] == pytest.approx([v for p in wanted for v in p], abs=0.3)
+
+    near(places(), (30, 55.5), (55.5, 80))
+    near(places(across=1.0), (30 - 5.6, 55.5), (55.5 - 5.6, 80))
+    near(places(across=0.0), (30 + 5.6, 55.5), (55.5 + 5.6, 80))
+    near(places(down=1.0), (30, 55.5 - 5.6), (55.5, 80 - 5.6))
+    near(places(scale=1.0), (55.5 - 25.5 / 1.1, 55.5), (55.5, 55.5 + 24.5 / 1.1))
+    cos, sin = math.cos(0.1), math.sin(0.1)
+    near(places(turn=1.0), (55.5 - 25.5 * cos, 55.5 + 25.5 * sin), (55.5 + 24.5 * sin, 55.5 + 24.5 * cos))
+    assert viewed(degraded=0.49, mix=1.0).max() < 0.01 < viewed(degraded=0.5, mix=1.0).max()
+    whole, mixed = viewed(mix=1.0, blend=1.0), viewed(mix=0.0, blend=1.0)  # half of the next face, which is black
+    assert torch.allclose(mixed[0], whole[0] / 2, atol=1e-3) and torch.allclose(mixed[1], whole[0] / 2, atol=1e-3)
+    assert torch.allclose(viewed(mix=0.0, blend=0.5)[0], whole[0] * 0.75, atol=1e-3)

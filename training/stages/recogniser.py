@@ -45,12 +45,11 @@ class RecogniserStage(Stage):
         clean, bad = to_unit(batch["truth"], device), to_unit(batch["degraded"], device)
         drawn = uniform(batch["position"], self.config.seed, "views", 7).to(device)
         crop = arcface_crop(torch.where((drawn[0] < rule.degrade).view(-1, 1, 1, 1), bad, clean))
-        draw = drawn[1:5] * 2 - 1
+        across, down, scale, turn = rule.shift * (drawn[1:5] * 2 - 1)
         theta = torch.zeros(len(crop), 2, 3, device=device)
-        zoom, angle = 1 + rule.shift * draw[2], rule.shift * draw[3]
-        theta[:, 0, 0], theta[:, 0, 1] = zoom * angle.cos(), -zoom * angle.sin()
-        theta[:, 1, 0], theta[:, 1, 1] = zoom * angle.sin(), zoom * angle.cos()
-        theta[:, :, 2] = rule.shift * draw[:2].t()
+        cos, sin = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
+        theta[:, 0, 0], theta[:, 0, 1], theta[:, 0, 2] = cos, -sin, across
+        theta[:, 1, 0], theta[:, 1, 1], theta[:, 1, 2] = sin, cos, down
         grid = F.affine_grid(theta, list(crop.shape), align_corners=False)
         crop = F.grid_sample(crop, grid, padding_mode="border", align_corners=False)
         if rule.method == "arcface":
