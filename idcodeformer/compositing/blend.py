@@ -18,10 +18,9 @@ from ..errors import BadImage, BadOption
 from ..files.pixels import floats
 from ..geometry.resizing import resize
 from ..geometry.warping import read_at
-from ..restoration.tone import is_monochrome
 from ..types import Crops, Faces, Progress, RestoreOptions, Upscaler
 from . import masks
-from .grain import add_grain, areas, is_screened, surroundings
+from .grain import add_grain, areas, grainy_faces, surroundings
 from .neighbours import own_part
 from .parsing import soft_mask
 from .plan import Box, Group, PastePlan, Region, moved, overlap, plan_paste
@@ -123,7 +122,7 @@ def paste_planned(
         own = None if user_masks is None else user_masks[number]
         limit = None if own is None else masks.user_mask(own.to(device), size, number)
         share = _zeros(size, device)
-        grainy = _grainy(groups, pixels, kept, options, canvas, monochrome)
+        grainy = grainy_faces(groups, pixels, kept, options, canvas, monochrome)
         for box, here in areas(groups, grainy, size):
             area, origin = floats(_view(canvas, box)), box[:2]  # of floats it is a view
             part = _view(share, box)
@@ -152,32 +151,6 @@ def _zeros(size: tuple[int, int], device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(1, *size, device=device)
     return torch.from_numpy(np.zeros((1, *size), np.float32))
-
-
-def _grainy(
-    groups: Sequence[Group],
-    pixels: Tensor,
-    kept: Sequence[bool],
-    options: RestoreOptions,
-    canvas: Tensor,
-    monochrome: Tensor | None,
-) -> dict[int, Tensor | float]:
-    """Faces that get grain, with 1 for those of which only the dots of a print come back; one that kept its own detail
-    has kept its grain."""
-    regions = [region for group in groups for region in group.regions if not kept[region.face]]
-    if options.grain == "off":
-        return {}
-    if options.grain == "on":
-        return {region.face: 0.0 for region in regions}
-    device = canvas.device
-    out: dict[int, Tensor | float] = {}
-    for r in regions:
-        gray = is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
-        colour = 1 - gray.to(device, torch.float32)
-        # Only on the CPU asking does not make the host wait.
-        if device.type != "cpu" or not bool(colour) or bool(is_screened(canvas, r.box)):
-            out[r.face] = colour
-    return out
 
 
 def enlarged(image: Tensor, size: tuple[int, int], upscaler: Upscaler | None = None) -> Tensor:

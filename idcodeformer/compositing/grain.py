@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files.pixels import floats
-from ..restoration.tone import luminance
+from ..restoration.tone import is_monochrome, luminance
 from ..types import RestoreOptions
 from .plan import Box, Group, around, joined
 
@@ -258,3 +258,29 @@ def give_grain(
     colour = float(options.grain == "auto" and gray is not None and not bool(gray[number]))
     if not colour or bool(is_screened(before, whole)):
         add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)
+
+
+def grainy_faces(
+    groups: Sequence[Group],
+    pixels: Tensor,
+    kept: Sequence[bool],
+    options: RestoreOptions,
+    canvas: Tensor,
+    monochrome: Tensor | None,
+) -> dict[int, Tensor | float]:
+    """Faces that get grain, with 1 for those of which only the dots of a print come back; one that kept its own detail
+    has kept its grain."""
+    regions = [region for group in groups for region in group.regions if not kept[region.face]]
+    if options.grain == "off":
+        return {}
+    if options.grain == "on":
+        return {region.face: 0.0 for region in regions}
+    device = canvas.device
+    out: dict[int, Tensor | float] = {}
+    for r in regions:
+        gray = is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
+        colour = 1 - gray.to(device, torch.float32)
+        # Only on the CPU asking does not make the host wait.
+        if device.type != "cpu" or not bool(colour) or bool(is_screened(canvas, r.box)):
+            out[r.face] = colour
+    return out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import BadOption
 from ..networks.codeformer import CodeState
-from ..restoration.tone import match_tone
+from ..restoration.tone import is_monochrome, match_tone
 from ..runtime.memory import faces_per_batch, in_batches
 from ..types import Progress, RestoreOptions
 
@@ -88,6 +88,7 @@ class _Search:
         self.restorer, self.pixels, self.people = restorer, pixels, people
         self.recogniser, self.options = recogniser, options
         self.state = restorer.encode(pixels)
+        self.gray = is_monochrome(pixels) if options.gray == "auto" else None  # asked once, not at every try
         self.best, self.w = torch.empty_like(pixels), torch.ones(len(pixels))
         self.likeness, self.reached = [0.0] * len(pixels), [False] * len(pixels)
 
@@ -106,7 +107,8 @@ class _Search:
         if not faces:
             return
         images = self.restorer.decode(_rows(self.state, faces), w, self.options).to(self.pixels.device)
-        toned = match_tone(images, self.pixels[faces], self.options, ws=w.tolist())
+        gray = None if self.gray is None else self.gray[faces]
+        toned = match_tone(images, self.pixels[faces], self.options, gray, w.tolist())
         people = self.people[faces]
         seen = (self.recogniser(toned).vectors.to(people.device) * people).sum(1).clamp(-1, 1).tolist()
         for place, (face, likeness) in enumerate(zip(faces, seen)):

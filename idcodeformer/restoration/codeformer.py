@@ -116,15 +116,19 @@ class CodeFormerRestorer:
     def _encode(self, pixels: Tensor) -> CodeState:
         """From the store where it has every crop, else by the network; the store is then offered each."""
         if self.states is None or len(pixels) == 0:
-            return self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True).mul(2).sub_(1))
+            return self._engine.encode(self._signed(pixels))
         crops = pixels.split(1)
         held = [state for state in map(self.states.get, crops) if state is not None]
         if len(held) == len(crops):
             return held[0] if len(held) == 1 else _joined(held, self.device)
-        state = self._engine.encode(pixels.to(self.device, torch.float32, non_blocking=True).mul(2).sub_(1))
+        state = self._engine.encode(self._signed(pixels))
         for number, crop in enumerate(crops):
             self.states.put(crop, state if len(crops) == 1 else _one(state, number))
         return state
+
+    def _signed(self, pixels: Tensor) -> Tensor:
+        """A copy on the device, in [-1,1]."""
+        return pixels.to(self.device, torch.float32, non_blocking=True).mul(2).sub_(1)
 
     def decode(self, state: CodeState, w: float | Tensor, options: RestoreOptions | None = None) -> Tensor:
         """Restored faces [N,3,S,S] in [0,1] of a state of ``encode`` at fidelity ``w`` (float, or tensor [N])."""
