@@ -266,7 +266,7 @@ def test_likeness_that_falls_with_w_still_gives_the_lowest_eighth(restorer, eye,
             return Embeddings(torch.stack([there.float(), 1 - there.float()], 1), "likes")
 
     monkeypatch.setattr(restorer, "decode", decode)
-    monkeypatch.setattr(fidelity, "match_tone", lambda faces, pixels, options, ws: faces)
+    monkeypatch.setattr(fidelity, "match_tone", lambda faces, pixels, options, gray, ws: faces)
     options = RestoreOptions(identity_target=0.9)
     found = lowest_fidelity(restorer, pixels[:1], torch.tensor([[1.0, 0.0]]), Likes(), options)
     assert float(found.w[0]) == pytest.approx(0.203125) and shown[:3] == [0, 0.125, 0.25] and len(shown) == 6
@@ -296,7 +296,7 @@ def test_each_face_of_several_batches_gets_its_own_fidelity(restorer, eye, monke
 
     monkeypatch.setattr(restorer, "encode", encode)
     monkeypatch.setattr(restorer, "decode", decode)
-    monkeypatch.setattr(fidelity, "match_tone", lambda faces, pixels, options, ws: faces + 0 * pixels)
+    monkeypatch.setattr(fidelity, "match_tone", lambda faces, pixels, options, gray, ws: faces + 0 * pixels)
     steps: list[tuple[int, int]] = []
     options = RestoreOptions(identity_target=0.9, batch_size=2)
     found = lowest_fidelity(restorer, crops, torch.eye(5), likes, options, lambda *at: steps.append(at[:2]))
