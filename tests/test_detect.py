@@ -19,7 +19,7 @@ from torchvision.ops import batched_nms, box_iou, nms
 from idcodeformer.detection import RetinaFaceDetector, SCRFDDetector, load_detector, scrfd
 from idcodeformer.detection.landmarks import MIRRORED, SIDE, face_size, settle, vote
 from idcodeformer.detection.outside import as_bytes
-from idcodeformer.detection.retinaface import NMS_THRESHOLD, _merge, decode, priors
+from idcodeformer.detection.retinaface import NMS_THRESHOLD, _facts, _merge, _View, _whole, decode, priors
 from idcodeformer.detection.suppression import suppress
 from idcodeformer.errors import BadImage, MissingWeights, OutOfMemory, UnsupportedWeights
 from idcodeformer.geometry.templates import ffhq_template
@@ -501,6 +501,22 @@ def test_the_tiles_of_the_second_look_cover_the_picture_and_overlap(size: tuple[
         assert spans[0][0] == 0 and spans[-1][1] == length
         assert all(one[1] - other[0] >= 255 for one, other in zip(spans, spans[1:]))
         assert len(spans) == max(1, math.ceil((length - 256) / (1024 - 256)))  # as few as fit
+
+
+def test_a_face_that_a_tile_cuts_is_left_to_its_neighbour() -> None:
+    """A tile from the middle of the picture to its right and lower edge: only left and above something is cut."""
+    view = _View(0, (900, 1600), (600, 300), (600, 1000), tile=True)
+    facts = torch.tensor([_facts(view, torch.zeros(3, 450, 800))])
+    assert facts[0].tolist() == [0, 1, 600, 300, 2, 2, 0, 0, math.inf, math.inf]
+    left = _View(0, (900, 1600), (0, 0), (600, 1000), tile=True)
+    assert _facts(left, torch.zeros(3, 900, 1600))[4:] == [1, 1, -math.inf, -math.inf, 1000, 600]
+
+    def whole(*box: float) -> bool:
+        return bool(_whole(torch.tensor(box).view(1, 2, 2), facts)[0])
+
+    assert whole(0, 0, 90, 90) and whole(900, 500, 1010, 610)  # a box may reach beyond the picture
+    assert not whole(-0.5, 0, 90, 90) and not whole(0, -0.5, 90, 90)
+    assert whole(10, 10, 234, 100) and not whole(10, 10, 235, 100) and not whole(10, 10, 100, 235)  # 224 px
 
 
 def row(tile: float, score: float, *box: float) -> Tensor:

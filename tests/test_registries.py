@@ -269,3 +269,13 @@ def test_findings_that_do_not_belong_together_are_no_faces(yunet: Path, monkeypa
     monkeypatch.setattr(detector, "find", lambda *_, **__: odd)
     with pytest.raises(ValueError):
         detector([torch.zeros(3, 64, 64)])
+
+
+def test_of_many_findings_in_a_crop_the_best_are_looked_at(yunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = YuNetDetector(yunet)
+    scores = np.array([0.6, 0.9, 0.7], np.float32)
+    found = scores[:, None].repeat(4, 1), scores[:, None, None].repeat(5, 1).repeat(2, 2), scores
+    monkeypatch.setattr(detector, "find", lambda *_, **__: found)
+    seen, boxes, landmarks = detector._see(torch.zeros(1, 3, 32, 32), 2)
+    assert seen[0].tolist() == boxes[0, :, 0].tolist() == landmarks[0, :, 0, 0].tolist() == pytest.approx([0.9, 0.7])
+    assert detector._see(torch.zeros(1, 3, 32, 32), 5)[0][0].tolist() == pytest.approx([0.9, 0.7, 0.6, 0, 0])

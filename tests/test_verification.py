@@ -209,6 +209,7 @@ def test_a_picture_is_turned_as_most_of_its_faces_lie() -> None:
     for _ in range(3):
         turns.append(torch.stack([99 - turns[-1][:, 1], turns[-1][:, 0]], 1))  # by a quarter, clockwise as seen
     assert _quarters(torch.stack(turns)).tolist() == [0, 3, 2, 1]
+    assert _quarters(torch.stack(turns) + torch.tensor([700.0, 20.0])).tolist() == [0, 3, 2, 1]  # wherever they lie
     for number, one in enumerate(turns):
         boxes = torch.tensor([[0.0, 0, 99, 99]])
         matrix = _turned_squares(boxes, 192)[0, int(_quarters(one[None])[0])]

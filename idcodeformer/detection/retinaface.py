@@ -143,7 +143,7 @@ class RetinaFaceDetector:
             if len(pixels) == 1:
                 raise OutOfMemory("Not even one picture fits for face detection; free memory or use device cpu.")
             halves = [self.raw(half) for half in pixels.chunk(2)]
-            return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))  # type: ignore[return-value]
+            return tuple(map(torch.cat, zip(*halves)))  # type: ignore[return-value]
         boxes, probabilities, points = outputs
         return boxes.float(), probabilities[..., 1].float(), points.float()
 

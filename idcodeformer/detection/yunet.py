@@ -59,5 +59,5 @@ class YuNetDetector(OutsideTorch):
         corners = np.stack([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
         # From pixel centres of the shrunk picture to those of the picture.
         factor = np.array([width / size[0], height / size[1]], dtype=np.float32)
-        boxes, points = ((places + 0.5) * factor - 0.5 for places in (corners, rows[:, 4:14].reshape(-1, 5, 2)))
+        boxes, points = ((places + 0.5) * factor - 0.5 for places in (corners, rows[:, 4:14].reshape(len(rows), 5, 2)))
         return boxes.reshape(-1, 4), points, rows[:, 14]

@@ -237,3 +237,17 @@ def test_a_reason_covers_no_chosen_face(pack):
     assert torch.equal(marks[:, 44:66, 62:88], plain[:, 44:66, 62:88])  # inside the left face
     alone = drawing.marked(blank, [], dropped=[(right, "similarity 0.12")])
     assert float(alone.amax()) > 0.5
+
+
+def test_cancel_stops_while_frames_are_drawn(pack, run, portrait, monkeypatch):
+    drawn = []
+
+    def thumbnail(image, side):
+        drawn.append(side)
+        pack.mm.interrupt_current_processing(True)
+        return image
+
+    monkeypatch.setattr(pack.sub("draw"), "thumbnail", thumbnail)
+    with pytest.raises(pack.mm.InterruptProcessingException):
+        run("DetectFaces", image=torch.cat([portrait] * 3))
+    assert len(drawn) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,18 @@ def test_networks_are_loaded_wholly_and_belong_to_the_output(pack, model):
     (patcher,) = pack.mm.state.loaded
     assert patcher.model.network is restorer.network
     assert all(p.device.type == "cpu" for p in restorer.network.parameters())
+
+
+@pytest.mark.parametrize("platform, trims", [("linux", True), ("linux", False), ("win32", True)])
+def test_memory_is_returned_where_the_allocator_can(pack, monkeypatch, platform, trims):
+    import ctypes
+
+    asked: list[int] = []
+    library = SimpleNamespace(malloc_trim=asked.append) if trims else SimpleNamespace()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr("sys.platform", platform)
+    pack.sub("host")._return_memory()
+    assert asked == ([0] if platform == "linux" and trims else [])
 
 
 def test_memory_is_returned_after_the_weights_are_gone(pack, run, monkeypatch):

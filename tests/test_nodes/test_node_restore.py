@@ -274,6 +274,17 @@ def test_progress_reaches_the_end_and_shows_the_face(restore, pack, portrait, mo
     assert seen[-1][:2] == (100, 100) and not any(preview for *_, preview in seen)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1, 4])
+def test_room_for_an_upscale_model_grows_with_its_scale(pack, monkeypatch, scale):
+    upscale, asked = pack.sub("upscale"), []
+    monkeypatch.setattr(upscale.host, "free_memory", lambda size, device: asked.append(size))
+    model = Doubler()
+    model.scale = scale
+    with upscale.upscaler_of(model):
+        pass
+    assert asked == [512 * 512 * 3 * 4 * 384 * max(1, scale)]
+
+
 def test_cancel_stops_inside_one_forward_pass(restore, pack, portrait, monkeypatch):
     """Pressed after the last progress before restoring: no update comes until the network has ended."""
     monkeypatch.setattr(pack.sub("preview"), "FEW", 0)
@@ -460,6 +471,11 @@ def test_one_bar_over_parts_and_stages(pack):
     assert [done for done, _ in shown] == [50, 55, 60, 75, 98, 100] and {total for _, total in shown} == {100}
     progress(1, 0, "detecting")
     progress.part(0, 0, 0)
+    shown.clear()
+    whole = pack.sub("preview").StagedProgress(lambda done, total, picture: shown.append(done))
+    for done, what in ((1, "another stage"), (2, "another stage"), (1, "restoring")):
+        whole(done, 2, what)
+    assert shown == [50, 100, 50]  # of no parts, and of no stage that is known
 
 
 def test_runs_of_black_masks_are_told_from_the_others(pack):

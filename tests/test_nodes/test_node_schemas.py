@@ -61,6 +61,24 @@ def test_ids_inputs_and_their_order_stay(pack):
     assert {key: node.RETURN_TYPES for key, node in mapping.items()} == OUTPUTS
 
 
+def test_what_widgets_start_with_and_reach_stays(pack):
+    """A default or a limit that moves changes what saved workflows and API calls do: on purpose only, here as well."""
+    import inspect
+
+    def told(node) -> dict[str, list]:
+        parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
+        empty, out = inspect.Parameter.empty, {}
+        for name, (kind, *options) in inputs_of(node).items():
+            limits = {k: v for k, v in (options[0] if options else {}).items() if k not in ("tooltip", "advanced")}
+            without = {} if parameters[name].default is empty else {"unlinked": parameters[name].default}
+            out[name] = ["choice" if isinstance(kind, list) else kind, limits | without]
+        return out
+
+    here = {key: told(node) for key, node in pack.module.NODE_CLASS_MAPPINGS.items()}
+    wanted = json.loads((ROOT / "tests" / "data" / "node_widgets.json").read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(here)) == wanted
+
+
 @pytest.mark.parametrize("key", FOREVER)
 def test_everything_is_explained(pack, key):
     node = pack.module.NODE_CLASS_MAPPINGS[key]

@@ -72,6 +72,10 @@ def test_photos_of_one_person(score, pack, portrait):
     assert mean > 0.9 and report.count("frame ") == 2
     with pytest.raises(pack.errors.BadOption, match="3 reference and 2 candidate"):
         score(photos, frames, compare="frame_by_frame")
+    with pytest.raises(pack.errors.BadOption, match="2 reference and 3 candidate"):
+        score(frames, photos, compare="frame_by_frame")
+    assert score(photos[:1], frames)[3] == score(photos[:1], frames, compare="frame_by_frame")[3]
+    assert score(frames, photos)[3] == score(frames, photos, compare="one_person")[3]
 
 
 def test_threshold_decides(score, portrait, member):

@@ -93,3 +93,9 @@ def test_a_list_of_pictures_is_not_cut_to_its_first(run, pack, picked, portrait)
         run("PasteFaces", **{**given, "image": [portrait, portrait]})
     image, _ = run("PasteFaces", **given)
     assert not torch.equal(image, portrait)
+
+
+def test_a_value_is_shown_in_sixty_letters_at_most(pack):
+    shown = pack.sub("values")._shown
+    assert shown("a" * 57) == "'" + "a" * 57 + "'"
+    assert shown("a" * 58) == "'" + "a" * 56 + "..." and len(shown("a" * 58)) == 60
