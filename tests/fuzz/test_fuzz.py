@@ -30,6 +30,8 @@ SHARE = {"images": 30, "weights": 25, "people": 5, "configs": 8, "reports": 8, "
 
 @pytest.mark.parametrize(("area", "count"), SHARE.items())
 def test_a_bad_file_is_refused_in_a_sentence_and_harms_nothing(runner: Runner, area: str, count: int) -> None:
+    if area == "lists":
+        pytest.importorskip("pyarrow", reason="lists of archives are read with it")
     assert run_cases((area,), 1_000_000, count, runner) == []
 
 
