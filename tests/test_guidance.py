@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -208,6 +209,15 @@ def test_options_out_of_range_are_refused(change, said) -> None:
         GuidanceOptions(**change)
 
 
+@pytest.mark.parametrize("name, least, most", [("strength", 0, 1), ("rate", 1e-6, 1), ("consistency", 0, 1e9)])
+def test_options_reach_their_limits_and_no_further(name, least, most) -> None:
+    for value in (least, most):
+        assert getattr(GuidanceOptions(**{name: value}), name) == value
+    for value in (least - 1e-7, most + 0.5, math.nan):
+        with pytest.raises(BadOption, match=name):
+            GuidanceOptions(**{name: value})
+
+
 def test_embeddings_of_another_recogniser_or_number_are_refused(restorer, recogniser, pixels, person) -> None:
     with pytest.raises(BadOption, match="embedded by other"):
         guide(restorer, pixels, Embeddings(person.vectors, "other"), recogniser)
@@ -391,7 +401,7 @@ def test_a_step_looks_under_a_small_shift_and_noise(restorer, recogniser, pixels
     random = torch.Generator().manual_seed(0)
     for _ in range(40):
         run.likeness(ramp, [face], random)
-    run.likeness(ramp, [face], torch.Generator().manual_seed(0))
+    assert run.likeness(ramp, [face], torch.Generator().manual_seed(0)).shape == (1,)
     assert torch.equal(seen[0], seen[-1]) and not torch.equal(seen[0], seen[1])
     monkeypatch.setattr(descent, "_NOISE", 0.0)
     monkeypatch.setattr(descent, "_SHIFT", 0.0)

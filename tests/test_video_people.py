@@ -19,7 +19,7 @@ from idcodeformer.batch.settings import RestoreSettings  # noqa: E402
 from idcodeformer.cli import main  # noqa: E402
 from idcodeformer.errors import BadOption  # noqa: E402
 from idcodeformer.geometry.templates import ffhq_template  # noqa: E402
-from idcodeformer.guidance import descent, judging  # noqa: E402
+from idcodeformer.guidance import along, descent, judging  # noqa: E402
 from idcodeformer.guidance.along import SharedGuide  # noqa: E402
 from idcodeformer.guidance.optimise import GuidanceOptions  # noqa: E402
 from idcodeformer.identity.known import Known, one_person  # noqa: E402
@@ -178,6 +178,24 @@ def test_one_offset_brings_all_frames_nearer_and_goes_on(_room) -> None:
     assert 0 < float(moved.max()) < 0.5 * float(anew.offset.abs().max()) < 0.5 * float(first.offset.abs().max())
     none = SharedGuide(restorer, eye, person, RestoreOptions(), GuidanceOptions(steps=6, strength=0.0))
     assert none(pixels, restorer(pixels), 6).reason.startswith("guidance brought no likeness")
+
+
+def test_frames_are_guided_until_they_are_near_on_average(_room, monkeypatch) -> None:
+    """Frame by frame, as where memory is short; the goal of 5 is reached in the third look, after two steps."""
+    torch.manual_seed(2)
+    restorer, eye = tiny_codeformer(), tiny_eye(5, "tiny")
+    pixels = F.interpolate(torch.rand(2, 3, 8, 8), (64, 64), mode="bicubic").clamp(0, 1)
+    monkeypatch.setattr(along, "faces_per_batch", lambda config, device: 1)
+    guide = SharedGuide(restorer, eye, eye(torch.rand(1, 3, 64, 64)), RestoreOptions(), GuidanceOptions(steps=9))
+    given = iter([0.0, 3.0, 8.0, 1.0, 2.0, 9.0])  # no cosines, so that no face starts beyond the goal
+
+    def likeness(image, faces, random):
+        assert len(faces) == 1
+        return image.mean((1, 2, 3)) * 0 + next(given)
+
+    monkeypatch.setattr(guide._run, "likeness", likeness)
+    monkeypatch.setattr(guide._run, "goal", 5.0)
+    assert guide(pixels, restorer(pixels), 9).steps == 2
 
 
 def test_offsets_lie_on_a_line_between_keys() -> None:

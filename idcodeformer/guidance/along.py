@@ -97,7 +97,7 @@ class SharedGuide:
                 image = run.decode(here, state)
                 likeness = run.likeness(image, here, random)
                 drift = torch.stack([face.drift(image[i : i + 1]) for i, face in enumerate(here)])
-                ((1 - likeness + self.guidance.consistency * drift).sum() / count).backward()
+                ((self.guidance.consistency * drift - likeness).sum() / count).backward()
                 reached += float(likeness.detach().sum()) / count
             if reached >= goal:
                 return step

@@ -89,7 +89,7 @@ class Descent:
             image = self.decode(active, state)
             likeness = self.likeness(image, active, random)
             drift = torch.stack([f.drift(image[i : i + 1]) for i, f in enumerate(active)])
-            (1 - likeness + self.guidance.consistency * drift).sum().backward()
+            (self.guidance.consistency * drift - likeness).sum().backward()
             optimiser.step()
             for face, reached in zip(active, likeness.tolist()):
                 face.steps += 1

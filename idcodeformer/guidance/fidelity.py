@@ -6,6 +6,7 @@ eighth that is enough, a 64th above where it is not.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,7 @@ class _Search:
         self.state = restorer.encode(pixels)
         self.gray = is_monochrome(pixels) if options.gray == "auto" else None  # asked once, not at every try
         self.best, self.w = torch.empty_like(pixels), torch.ones(len(pixels))
-        self.likeness, self.reached = [0.0] * len(pixels), [False] * len(pixels)
+        self.likeness, self.reached = [math.nan] * len(pixels), [False] * len(pixels)
 
     def run(self) -> None:
         for number in range(_STEPS + 1):
