@@ -31,7 +31,8 @@ def packet(file: Path) -> ElementTree.Element:
     """The RDF of a file's XMP, as a reader of XML sees it."""
     with Image.open(file) as image:
         image.load()
-        found = image.info["xmp"]
+        old = (data for name, data in getattr(image, "applist", ()) if name == "APP1" and b"<x:xmpmeta" in data)
+        found = image.info.get("xmp") or next(old)  # older Pillows leave the packet of a JPEG in its segment
     start = found.index(b"<x:xmpmeta")
     return ElementTree.fromstring(found[start : found.index(b"</x:xmpmeta>") + 12])[0]
 
