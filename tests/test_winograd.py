@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_a_torch_without_it_runs_rows(fault, monkeypatch):
     elif fault == "signature":
         monkeypatch.setattr(torch, "_nnpack_spatial_convolution", lambda x: x)
     else:
-        monkeypatch.setattr(torch.backends.nnpack, "is_available", lambda: False)
+        off = SimpleNamespace(is_available=lambda: False)
+        monkeypatch.setattr(torch.backends, "nnpack", off, raising=False)  # torch 2.1 has none
     monkeypatch.setattr(winograd, "winograd_available", winograd.winograd_available.__wrapped__)
     monkeypatch.setattr(execution, "winograd_available", winograd.winograd_available)
     assert winograd.winograd_available() is False

@@ -53,3 +53,11 @@ def test_what_does_not_fit_is_named(pack, paste, found, portrait, grey):
     none = pack.sub("faces").FoundFaces(((),), ((),), (200, 240))
     image, mask = paste(grey, none, [torch.zeros(1, 512, 512, 3)])  # the black crop of Detect Faces
     assert torch.equal(image, grey) and not mask.any()
+
+
+def test_cancel_stops_before_the_next_frame(pack, paste, run, portrait, monkeypatch):
+    frames = torch.cat([portrait, portrait])
+    faces, *_, crops = run("DetectFaces", image=frames)
+    pack.mm.interrupt_current_processing(True)
+    with pytest.raises(pack.mm.InterruptProcessingException):
+        paste(frames, faces, crops)

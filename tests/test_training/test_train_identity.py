@@ -8,6 +8,7 @@ from torch import nn
 
 from idcodeformer.geometry.templates import ARCFACE_112, ffhq_template
 from idcodeformer.networks.arcface import IResNet, IResNetConfig
+from idcodeformer.runtime.device import cuda_tf32
 from training.stages.losses import IdentityLoss, blurred
 
 
@@ -103,12 +104,11 @@ def test_recogniser_runs_in_fp32_whatever_surrounds_it(listener):
     assert loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
-def test_recogniser_does_not_round_to_tf32_where_the_training_does(listener, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    IdentityLoss([listener])(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+def test_recogniser_does_not_round_to_tf32_where_the_training_does(listener):
+    with cuda_tf32(True):
+        IdentityLoss([listener])(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32  # put back
     assert set(listener.rounds) == {(False, False)}
-    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32  # put back
 
 
 def test_a_face_weighs_what_its_input_still_shows(listener):

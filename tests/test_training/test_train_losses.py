@@ -123,6 +123,9 @@ def test_stage_3_is_validated_as_it_is_trained(base, faces, runs, arguments, ada
         )  # fmt: skip
     assert not torch.allclose(with_it, without, atol=1e-3)
     assert torch.allclose(got, with_it if adain else without, atol=1e-5)
+    shown = (with_it if adain else without).clamp(-1, 1)  # what is judged is what would be seen
+    with torch.no_grad():
+        assert float(stage.validate(batch)["l1"]) == pytest.approx(float(F.l1_loss(shown, to_unit(batch["truth"]))))
 
 
 def test_kmeans_finds_the_clusters():
