@@ -60,4 +60,4 @@ class YuNetDetector(OutsideTorch):
         # From pixel centres of the shrunk picture to those of the picture.
         factor = np.array([width / size[0], height / size[1]], dtype=np.float32)
         boxes, points = ((places + 0.5) * factor - 0.5 for places in (corners, rows[:, 4:14].reshape(len(rows), 5, 2)))
-        return boxes.reshape(-1, 4), points, rows[:, 14]
+        return boxes.reshape(len(rows), 4), points, rows[:, 14]
