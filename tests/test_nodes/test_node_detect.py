@@ -251,3 +251,9 @@ def test_cancel_stops_while_frames_are_drawn(pack, run, portrait, monkeypatch):
     with pytest.raises(pack.mm.InterruptProcessingException):
         run("DetectFaces", image=torch.cat([portrait] * 3))
     assert len(drawn) == 1
+
+
+def test_what_a_node_shows_is_small_and_keeps_its_shape(pack):
+    draw = pack.sub("draw")
+    assert draw.thumbnail(torch.rand(3, 300, 600), 64).size == (64, 32)
+    assert draw.thumbnail(torch.rand(3, 30, 60), 64).size == (60, 30)
