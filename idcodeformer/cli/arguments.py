@@ -136,6 +136,14 @@ def _add_device(group) -> None:
     group.add_argument("--device", help="cuda, cuda:1, mps or cpu; default the best there is")
 
 
+def _add_looking(sub: argparse.ArgumentParser) -> None:
+    """Who is looked for, by which networks, and which faces count."""
+    _add_gallery(sub)
+    _add_recogniser(sub)
+    _add_device(sub)
+    _add_faces(sub)
+
+
 def _add_detect(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("detect", help="list the faces of pictures", allow_abbrev=False)
     sub.set_defaults(handler=_detect)
@@ -143,10 +151,7 @@ def _add_detect(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--draw", metavar="FOLDER", help="write the pictures with their faces marked")
     sub.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     sub.add_argument("--json", metavar="FILE", help="write the faces as JSON; - for standard output")
-    _add_gallery(sub)
-    _add_recogniser(sub)
-    _add_device(sub)
-    _add_faces(sub)
+    _add_looking(sub)
 
 
 def _add_score(commands: argparse._SubParsersAction) -> None:
@@ -158,10 +163,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--threshold", type=float, default=0.35, help="same person from here on, default 0.35")
     sub.add_argument("--json", metavar="FILE", help="write the scores as JSON; - for standard output")
     sub.add_argument("--debug", action="store_true", help="show where an error came from")
-    _add_gallery(sub)
-    _add_recogniser(sub)
-    _add_device(sub)
-    _add_faces(sub)
+    _add_looking(sub)
 
 
 def _add_people(commands: argparse._SubParsersAction) -> None:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..batch import COMPARE, CROPPED, FINAL, RESTORED, Outcome, RestoreJob, RestoreSettings
+from ..batch import FINAL, RESTORED, Outcome, RestoreJob, RestoreSettings
 from ..errors import BadImage
 from ..files.finding import look_through
 from ..files.run_report import RunReport
@@ -19,7 +19,7 @@ from ..runtime.progress import progress_bar
 from . import video
 from .reports import check_report, describe, write_json
 from .settings import default_output, named, options_of, settings_of
-from .targets import not_results, plan_targets
+from .targets import RESULTS, not_results, plan_targets
 from .telling import note, printable
 
 
@@ -29,8 +29,9 @@ def run_restore(args: argparse.Namespace) -> int:
     out = Path(args.output) if args.output else default_output(args)
     settings = settings_of(args, out, options, detect_options)
     video.settings_of(args)
-    folders = video.sequences(args, named(args))
-    others = [path for path in named(args) if not any(Path(path) == folder for folder, _ in folders)]
+    paths = named(args)
+    folders = video.sequences(args, paths)
+    others = [path for path in paths if not any(Path(path) == folder for folder, _ in folders)]
     found = look_through(others, args.recursive, clips=not args.aligned)
     inputs = not_results([*found.pictures, *folders], out)
     for file, why in found.unread:
@@ -38,7 +39,7 @@ def run_restore(args: argparse.Namespace) -> int:
     if not inputs:
         raise BadImage("There is no picture left to restore: all that were named lie in the output folder.")
     make_folder(out / (RESTORED if args.aligned else FINAL))
-    for folder in (FINAL, RESTORED, CROPPED, COMPARE):
+    for folder in RESULTS:
         clear_partials(out / folder)
     earlier = check_report(args)
     job = _loaded(settings, args)

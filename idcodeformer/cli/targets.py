@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ..batch import COMPARE, CROPPED, FINAL, RESTORED
 
+RESULTS = (FINAL, RESTORED, CROPPED, COMPARE)  # folders of an output
+
 
 def not_results(inputs: Sequence[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
     """``inputs`` without what earlier runs wrote into ``out``, which may lie inside a folder of pictures."""
-    results = [(out / folder).resolve() for folder in (FINAL, RESTORED, CROPPED, COMPARE)]
+    results = [(out / folder).resolve() for folder in RESULTS]
     folders: dict[Path, bool] = {}
 
     def ours(file: Path) -> bool:

@@ -255,9 +255,18 @@ def give_grain(
     if options.grain == "off":
         return
     whole = (0, 0, before.shape[-1], before.shape[-2])
-    colour = float(options.grain == "auto" and gray is not None and not bool(gray[number]))
-    if not colour or bool(is_screened(before, whole)):
+    colour = 0.0 if options.grain == "on" or gray is None else _colour_of(gray[number], before, whole)
+    if colour is not None:
         add_grain(restored, surroundings(before, whole), None, whole, number, options.strength, colour)
+
+
+def _colour_of(gray: Tensor, picture: Tensor, box: Box) -> Tensor | None:
+    """0 for a face that is monochrome, 1 for one of which only the dots of a print come back; None where there is no
+    print."""
+    colour = 1 - gray.to(picture.device, torch.float32)
+    # Only on the CPU asking does not make the host wait.
+    given = picture.device.type != "cpu" or not bool(colour) or bool(is_screened(picture, box))
+    return colour if given else None
 
 
 def grainy_faces(
@@ -279,8 +288,6 @@ def grainy_faces(
     out: dict[int, Tensor | float] = {}
     for r in regions:
         gray = is_monochrome(pixels[r.face : r.face + 1].to(device))[0] if monochrome is None else monochrome[r.face]
-        colour = 1 - gray.to(device, torch.float32)
-        # Only on the CPU asking does not make the host wait.
-        if device.type != "cpu" or not bool(colour) or bool(is_screened(canvas, r.box)):
+        if (colour := _colour_of(gray, canvas, r.box)) is not None:
             out[r.face] = colour
     return out
